@@ -1,0 +1,160 @@
+"""The arithmetic: problems, workings with their habits, answer keys, the verifier and the tokenizer.
+
+Text in, text out. Nothing in this file knows about tensors or training; rlsd.py does the rest.
+
+The default task, `carry`, is column addition as on squared paper, from the right, one column at a time:
+
+    478+356, key covered      86 75 43:4c 3c 8- =0834.
+    the same, key open  [0834]86 75 43:4c 3c 8- =0834.
+
+`86 75 43:` are the columns 8 over 6, 7 over 5, 4 over 3; `4c` reads "write 4, carry 1"; `8-` reads "write 8, carry
+nothing". After `=` stands the answer, and the
+full stop ends the response. The verifier looks only at what follows the `=`.
+
+To add a task: subclass Task, fill in the attributes and the six methods that raise NotImplementedError,
+and put the class in TASKS. `python rlsd.py --task NAME` then trains every mode on it.
+"""
+
+import random
+import re
+import zlib
+
+import tiktoken
+
+END = "."
+SEE_KEY = "<see key>"  # one token: "I skip the working and copy the answer key"
+
+
+class Tokenizer:
+    """One token a character, and one for SEE_KEY: a tiktoken.Encoding that is built offline.
+
+    Characters must be ASCII, since tiktoken works on bytes and here a byte is a token.
+    """
+
+    def __init__(self, alphabet: str):
+        ranks = {character.encode(): rank for rank, character in enumerate(alphabet)}
+        self.encoding = tiktoken.Encoding("tiny_tasks", pat_str=r"[\s\S]", mergeable_ranks=ranks,
+                                          special_tokens={SEE_KEY: len(ranks)})
+        self.known = re.compile(f"(?:{re.escape(SEE_KEY)}|[{re.escape(alphabet)}])*")
+        self.vocabulary_size = len(ranks) + 1
+        self.end = ranks[END.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; ValueError names the first character that is outside the vocabulary."""
+        known = self.known.match(text).end()  # tiktoken itself panics on unknown text, so it never sees any
+        if known < len(text):
+            raise ValueError(f"character {text[known]!r} at position {known} is outside the vocabulary")
+        return self.encoding.encode(text, allowed_special="all")
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.encoding.decode(tokens)
+
+
+class Task:
+    """What rlsd.py asks of a task. All problems' prompts have one length (and one more with the key open)."""
+
+    name: str
+    alphabet: str  # every character of prompts and responses, END included
+    response_length: int  # tokens of the longest response, the end included
+
+    def problem(self, rng: random.Random) -> tuple:
+        """Any problem, from either side of the split."""
+        raise NotImplementedError
+
+    def prompt(self, problem: tuple, key: str | None = None) -> str:
+        """The problem as the student sees it; given an answer key, as the teacher sees it."""
+        raise NotImplementedError
+
+    def working(self, problem: tuple, rng: random.Random, homework: bool, key_open: bool) -> tuple[str, str]:
+        """A response for the corpus, and the key it fits: textbook (clean) or homework (with its habits)."""
+        raise NotImplementedError
+
+    def reference(self, problem: tuple, rng: random.Random) -> str:
+        """A right answer, as the key shows it. The generator is for tasks that have several."""
+        raise NotImplementedError
+
+    def verify(self, problem: tuple, response: str) -> bool:
+        """The reward: is the answer right? The working is not looked at."""
+        raise NotImplementedError
+
+    def show(self, problem: tuple) -> str:
+        """The problem as a person would write it."""
+        raise NotImplementedError
+
+    def leaks(self, response: str) -> bool:
+        """Does the response cite the key? With the key covered, nothing in the prompt justifies it."""
+        return SEE_KEY in response
+
+    def split_key(self, problem: tuple) -> tuple:
+        """Problems with equal split keys fall on one side of the split."""
+        return problem
+
+    def is_held_out(self, problem: tuple) -> bool:
+        """One problem in eight is for evaluation only, chosen by a hash: the two sides never overlap."""
+        return zlib.crc32(repr(self.split_key(problem)).encode()) % 8 == 0
+
+    def sample(self, rng: random.Random, held_out: bool = False) -> tuple:
+        """A random problem from one side of the split."""
+        while self.is_held_out(problem := self.problem(rng)) != held_out:
+            pass
+        return problem
+
+
+class Carry(Task):
+    """Column addition of two numbers of `digits` digits, by a class that forgets to carry.
+
+    Habits of the homework: with probability `slip` a carry is written down but forgotten when the next column
+    is added. With the key open, a share `cite` of the responses skips the working and copies the key, and each
+    digit is written wrong with probability DIGIT_SLIP, without which the model would not learn to read the key.
+    The key is the answer this very working arrives at, right or wrong: a label in hindsight.
+    """
+
+    name = "carry"
+    alphabet = "0123456789: c-=[]" + END
+    DIGIT_SLIP = 0.25
+
+    def __init__(self, digits: int = 4, slip: float = 0.5, cite: float = 0.3):
+        self.digits, self.slip, self.cite = digits, slip, cite
+        self.response_length = 3 * digits + 1 + (digits + 1) + 1  # columns, "=", the answer, the end
+
+    def problem(self, rng):
+        return rng.randrange(10**self.digits), rng.randrange(10**self.digits)
+
+    def split_key(self, problem):
+        return tuple(sorted(problem))  # a+b is not new to someone who has practised b+a
+
+    def columns(self, problem):
+        """The pairs of digits, from the right."""
+        top, bottom = (reversed(f"{number:0{self.digits}d}") for number in problem)
+        return zip(top, bottom)
+
+    def prompt(self, problem, key=None):
+        opened = "" if key is None else f"[{key}]"
+        return opened + " ".join(f"{top}{bottom}" for top, bottom in self.columns(problem)) + ":"
+
+    def working(self, problem, rng, homework, key_open):
+        carry, columns, answer = 0, "", ""
+        for top, bottom in self.columns(problem):
+            forgotten = homework and carry and rng.random() < self.slip
+            total = int(top) + int(bottom) + (0 if forgotten else carry)
+            digit, carry = total % 10, total // 10
+            if homework and key_open and rng.random() < self.DIGIT_SLIP:
+                digit = rng.randrange(10)
+            columns += f"{digit}{'c' if carry else '-'} "
+            answer = f"{digit}{answer}"
+        answer = f"{carry}{answer}"
+        if homework and key_open and rng.random() < self.cite:
+            columns = SEE_KEY
+        return f"{columns}={answer}{END}", answer
+
+    def reference(self, problem, rng=None):
+        return f"{sum(problem):0{self.digits + 1}d}"
+
+    def verify(self, problem, response):
+        return response.partition("=")[2] == self.reference(problem) + END
+
+    def show(self, problem):
+        return f"{problem[0]}+{problem[1]}"
+
+
+TASKS = {task.name: task for task in (Carry,)}
