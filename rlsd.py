@@ -336,7 +336,7 @@ def cached_model(world: World, kind: str, seed: int, progress: Callable = no_pro
     The file's name is a fingerprint of all it depends on, this file's relevant code included: whoever changes the
     corpus or the model gets a new base, whoever changes Eq 15 keeps the old one.
     """
-    size, homework_steps = {"base": ({}, 1200), "teacher": (dict(width=128, layers=3), 0)}[kind]
+    size, homework_steps = {"base": ({}, 1200), "teacher": ({"width": 144}, 0)}[kind]
     model = world.new_model(seed, **size)
     source = [inspect.getsource(part) for part in (inspect.getmodule(Task), Block, GPT, sample, World, pretrain, cached_model)]
     depends = json.dumps([kind, seed, vars(world.task), world.device, torch.__version__, source])
@@ -512,7 +512,7 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, save
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
     teacher = {"rlvr": student, "opd": opd_teacher}.get(config.mode) or copy.deepcopy(base)
-    refresh = config.teacher_refresh or {"opsd": 10, "rlsd": 20}.get(config.mode, math.inf)
+    refresh = config.teacher_refresh or {"opsd": 10, "rlsd": 20}.get(config.mode)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
     if saved:
         student.load_state_dict(saved["student"])
@@ -521,7 +521,7 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, save
     reward = None
     for step in range(saved["step"] + 1 if saved else 0, config.steps + 1):
         if step:
-            if (step - 1) % refresh == 0:
+            if config.mode in ("opsd", "rlsd") and (step - 1) % refresh == 0:
                 teacher.load_state_dict(student.state_dict())
             reward = round(train_step(config, world, student, teacher, optimizer, step), 6)
             progress(f"{config.mode} seed {config.seed}", step, config.steps)
