@@ -1,0 +1,143 @@
+"""The claims: each test's name is a sentence that would be false if the code were wrong."""
+
+import math
+import random
+
+import pytest
+import torch
+
+import rlsd
+from tiny_tasks import SEE_KEY, TASKS, Carry, Tokenizer
+
+# Inputs, and the token advantages that the authors' public code gives on them (arXiv:2604.03128).
+VECTORS = [
+    {"lam": 0.5, "eps_w": 0.2, "teacher_logp": [[-1.921582, 0.0, 0.0, -2.280343, 0.0, -3.662377], [-1.447909, -2.502593, -2.450439, -0.880221, -1.863017, -1.92363], [-1.437762, -0.56224, -0.458526, 0.0, -1.607486, -0.743092], [-2.960051, -2.482497, 0.0, -1.289728, -3.913499, -1.451287]], "student_logp": [[-2.272895, -0.837933, -1.209208, -2.204053, -0.087845, -2.399576], [-1.191412, -2.263116, -1.708525, -1.316334, -1.916041, -1.573998], [-2.047842, -0.915448, -1.390637, -1.364959, -1.717416, -1.494008], [-2.81125, -1.966785, -0.941391, -0.594058, -1.248577, -0.852989]], "mask": [[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]], "advantage": [0.577349, 0.577349, -1.732047, 0.577349], "token_advantage": [[0.635084, 0.635084, 0.635084, 0.556145, 0.603855, 0.0], [0.519614, 0.519614, 0.519614, 0.635084, 0.593069, 0.0], [-1.558842, -1.558842, -1.558842, -0.0, -0.0, -0.0], [0.537437, 0.519614, 0.635084, 0.519614, 0.0, 0.0]]},
+    {"lam": 1.0, "eps_w": 0.2, "teacher_logp": [[-2.032084, -1.068054, -2.523314, 0.0, -2.363502], [-2.074665, -2.363127, -0.306756, -1.685429, 0.0], [-0.771837, -1.256006, -2.12004, -3.323966, -2.321848], [-2.134082, -1.02628, 0.0, -0.010239, -3.450874], [-1.206981, -1.568831, -0.253255, -2.874489, -1.038976], [-2.778398, 0.0, -1.440403, -0.50926, -0.87676]], "student_logp": [[-1.844085, -1.143039, -1.911343, -1.423383, -2.140781], [-1.857109, -1.327598, -0.287306, -1.842472, -0.171983], [-1.697142, -1.599687, -1.170152, -2.726545, -1.600105], [-2.122018, -2.134792, -0.615103, -0.923348, -2.942577], [-0.030784, -1.398123, -1.381125, -2.563964, -1.357396], [-1.894977, -1.427994, -0.66008, -0.649815, -0.771249]], "mask": [[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0]], "advantage": [0.999998, -0.999998, -0.999998, 0.999998, 0.999998, -0.999998], "token_advantage": [[0.828614, 1.077865, 0.799998, 0.0, 0.0], [-1.199998, -1.199998, -1.019638, -0.0, -0.0], [-0.799998, -0.799998, -1.199998, -1.199998, -0.0], [0.988006, 1.199998, 0.0, 0.0, 0.0], [0.799998, 0.843065, 1.199998, 0.799998, 0.0], [-1.199998, -0.799998, -1.199998, -0.868874, -0.0]]},
+    {"lam": 1.0, "eps_w": 1.0, "teacher_logp": [[-1.747322, -0.804009, -1.989226, -2.277784, -3.071221, -2.123628, -0.868455, -1.141778], [0.0, -2.552551, -2.914862, -3.339632, 0.0, -0.924706, -1.619483, -0.474504], [-2.054549, -0.073119, -3.321465, 0.0, -3.643185, -2.61372, -2.737494, -2.576818], [-2.271428, -0.822079, -2.265143, -2.000919, -2.945425, -0.648924, -3.397417, -1.54263], [-3.686177, -1.383779, -1.773439, -2.631399, -1.266943, -1.430565, 0.0, 0.0], [-2.540339, -0.897174, -0.093947, -2.00526, -3.532882, -1.541892, -0.839239, -0.169932]], "student_logp": [[-1.604768, -0.59641, -1.977635, -1.970671, -0.698285, -1.275184, -0.621258, -1.889209], [-1.095948, -2.553805, -2.564829, -1.652806, -0.860517, -0.618958, -1.335271, -1.077858], [-2.161141, -0.219156, -2.909759, -0.32336, -2.648633, -1.239518, -2.271583, -2.084543], [-1.56279, -1.779694, -2.639112, -1.885767, -2.295821, -0.339662, -2.567829, -2.016254], [-1.879952, -1.707218, -2.231198, -2.87765, -1.166226, -0.664339, -1.122606, -0.585774], [-2.221572, -0.75864, -0.699451, -2.794241, -2.872614, -1.672521, -1.240256, -1.306373]], "mask": [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]], "advantage": [0.707105, -1.414211, 0.707105, 0.707105, -1.414211, 0.707105], "token_advantage": [[0.61316, 0.574546, 0.698957, 0.520124, 0.0, 0.0, 0.0, 0.0], [-0.472661, -1.412439, -2.006926, -2.828421, -0.598131, -1.919988, -1.879084, -0.0], [0.786641, 0.818289, 0.468471, 0.0, 0.0, 0.0, 0.0, 0.0], [0.348118, 1.41421, 1.027772, 0.630194, 0.0, 0.0, 0.0, 0.0], [-2.828421, -1.023402, -0.0, -0.0, -0.0, -0.0, -0.0, -0.0], [0.514097, 0.615629, 1.295542, 1.41421, 0.36537, 0.805778, 1.05595, 1.41421]]},
+    {"lam": 0.0, "eps_w": 0.2, "teacher_logp": [[-1.29723, -0.77787, -1.708005, -3.497533], [-2.706603, -3.730025, -0.293986, -4.045402], [-2.246046, -1.349478, -1.57913, -2.088759], [-0.679421, -1.559424, -2.130927, -1.029391], [-0.730387, -0.802555, -0.907164, -2.875992], [-0.798236, -3.385803, -2.128938, -2.727785]], "student_logp": [[-1.967353, -0.906068, -1.439689, -2.332121], [-2.753893, -2.793101, -0.781081, -2.860271], [-1.141319, -1.231304, -2.853062, -1.705889], [-0.414287, -0.620597, -1.541701, -1.454999], [-1.557814, -1.040335, -1.342957, -1.894667], [-2.084238, -2.46441, -2.733376, -2.194507]], "mask": [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]], "advantage": [-0.999998, 0.999998, 0.999998, -0.999998, 0.999998, -0.999998], "token_advantage": [[-0.999998, -0.999998, -0.999998, -0.999998], [0.999998, 0.999998, 0.0, 0.0], [0.999998, 0.999998, 0.999998, 0.999998], [-0.999998, -0.999998, -0.999998, -0.999998], [0.999998, 0.999998, 0.999998, 0.999998], [-0.999998, -0.999998, -0.999998, -0.0]]},
+]
+
+
+@pytest.mark.parametrize("case", VECTORS)
+def test_token_advantages_are_those_of_the_authors_code(case):
+    gain = rlsd.information_gain(torch.tensor(case["teacher_logp"]), torch.tensor(case["student_logp"]))
+    ours = rlsd.rlsd_token_advantage(gain, torch.tensor(case["advantage"]), case["eps_w"], case["lam"])
+    torch.testing.assert_close(ours * torch.tensor(case["mask"]), torch.tensor(case["token_advantage"]), atol=1e-5, rtol=0)
+
+
+def test_group_advantage_by_hand_and_exactly_zero_where_rewards_are_equal():
+    reward = torch.tensor([1.0, 0, 0, 0, 0.1, 0.1, 0.1, 0.1])
+    root = math.sqrt(3)
+    expected = torch.tensor([root, -1 / root, -1 / root, -1 / root, 0, 0, 0, 0])
+    ours = rlsd.group_advantage(reward, 4)
+    torch.testing.assert_close(ours, expected)
+    assert (ours[4:] == 0).all()
+
+
+def test_surrogate_gradient_at_rho_one_is_the_policy_gradient():
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    advantage = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.float64)
+    rlsd.clipped_surrogate(logp, logp.detach(), advantage, mask).backward()
+    torch.testing.assert_close(logp.grad, -advantage * mask / mask.sum(1, keepdim=True) / 3)
+
+
+@pytest.mark.parametrize("rho, advantage, value", [(1.5, 1, 1.28), (0.5, 1, 0.5), (1.5, -1, -1.5), (0.5, -1, -0.8)])
+def test_clip_binds_on_the_right_side_for_each_sign(rho, advantage, value):
+    logp, one = torch.tensor([[math.log(rho)]]), torch.ones(1, 1)
+    assert rlsd.clipped_surrogate(logp, 0 * one, advantage * one, one).item() == pytest.approx(-value)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+def test_divergence_is_brute_force_zero_at_equality_and_leaves_the_teacher_alone(kind):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64).log_softmax(-1).requires_grad_()
+                        for _ in range(2))
+    ours = rlsd.divergence(student, teacher, kind, beta=0.3)
+    for b in range(2):
+        for t in range(3):
+            s, p = student[b, t].exp().tolist(), teacher[b, t].exp().tolist()
+            middle = [0.3 * pv + 0.7 * sv for pv, sv in zip(p, s)]
+            def kl(a, c):
+                return sum(av * math.log(av / cv) for av, cv in zip(a, c))
+            brute = {"reverse_kl": kl(s, p), "forward_kl": kl(p, s), "jsd": 0.3 * kl(p, middle) + 0.7 * kl(s, middle)}[kind]
+            assert ours[b, t].item() == pytest.approx(brute, abs=1e-12)
+    ours.sum().backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    assert rlsd.divergence(student, student, kind).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("eps_w", [0.0, 0.2, 1.0, 4.0])
+def test_credit_never_flips_the_sign_of_the_advantage_and_is_finite_for_extreme_ratios(eps_w):
+    gain = torch.tensor([[-math.inf, -1e30, -80, -0.1, 0, 0.1, 80, 1e30, math.inf]]).expand(3, -1)
+    advantage = torch.tensor([1.5, 0.0, -1.5])
+    weight = rlsd.evidence_weight(gain, advantage)
+    assert torch.isfinite(weight).all() and (weight > 0).all()
+    credit = rlsd.rlsd_token_advantage(gain, advantage, eps_w, 1.0)
+    assert torch.isfinite(credit).all() and (credit * advantage.sign()[:, None] >= 0).all()
+    assert (credit.abs() <= 1.5 * (1 + eps_w) + 1e-6).all()
+
+
+def world_and_model():
+    world = rlsd.World(Carry(3))
+    model = world.new_model(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return world, model
+
+
+def test_cache_gives_the_log_probabilities_of_a_full_pass():
+    world, model = world_and_model()
+    prompts, responses, _ = world.corpus(random.Random(0), 4, True, False)
+    full = model(torch.cat((prompts, responses), 1))[0][:, prompts.shape[1] - 1:-1].log_softmax(-1)
+    torch.testing.assert_close(rlsd.response_logp(model, prompts, responses), full, atol=1e-5, rtol=0)
+    rollout = world.sample(model, prompts, 2, torch.Generator().manual_seed(0))
+    scored = rlsd.of_tokens(rlsd.response_logp(model, prompts, rollout.tokens), rollout.tokens)
+    torch.testing.assert_close(rollout.logp * rollout.mask, scored * rollout.mask, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", rlsd.MODES)
+def test_every_mode_takes_steps_that_change_the_student_and_repeat_exactly(mode):
+    config = rlsd.Config(mode=mode, digits=2, steps=2, problems=2, verifier_noise=0.5)
+    ends = []
+    for _ in range(2):
+        world = rlsd.World(config.make_task())
+        base, teacher = world.new_model(0), world.new_model(1, width=144)
+        *_, (record, state) = rlsd.train(config, world, base, teacher if mode == "opd" else None)
+        assert any((state["student"][name] != value).any() for name, value in base.state_dict().items())
+        ends.append((record, state["student"]["head.weight"].clone()))
+    assert ends[0][0] == ends[1][0] and torch.equal(ends[0][1], ends[1][1])
+
+
+def test_verifier_accepts_exactly_the_right_answer():
+    task, problem = Carry(3), (478, 356)
+    for right in ("4c 3c 8- =0834.", "=0834.", "9- 9- 9- =0834.", SEE_KEY + "=0834."):
+        assert task.verify(problem, right)
+    for wrong in ("4c 3c 8- 0834.", "=0834", "=0834.4", "=834.", "=00834.", "=0835.", "=1=0834.", "", "."):
+        assert not task.verify(problem, wrong)
+
+
+@pytest.mark.parametrize("digits", [2, 4, 10])
+def test_training_and_held_out_problems_never_overlap(digits):
+    task, rng = TASKS["carry"](digits), random.Random(0)
+    sides = [{task.sample(rng, held_out) for _ in range(2000)} for held_out in (False, True)]
+    assert not sides[0] & sides[1] and not {(b, a) for a, b in sides[0]} & sides[1]
+
+
+def test_tokenizer_returns_the_text_and_names_what_it_does_not_know():
+    tokenizer = Tokenizer(Carry.alphabet)
+    text = "[0834]86 75 43:" + SEE_KEY + "=0834."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(ValueError, match="'x' at position 2"):
+        tokenizer.encode("12x")
+
+
+@pytest.mark.parametrize("flags", [
+    "--mode grpo", "--task sums", "--steps -1", "--group-size 1", "--lr nan", "--lr 0", "--eps-w -1", "--lam 1.1",
+    "--verifier-noise 0.6", "--digits 1", "--digits 11", "--device gpu9", "--out /dev/null/x", "--seeds 0", "--steps two",
+])
+def test_bad_input_is_one_clear_line(flags):
+    with pytest.raises(rlsd.UserError) as error:
+        rlsd.main(flags.split())
+    assert "\n" not in str(error.value)
