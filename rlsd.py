@@ -19,6 +19,7 @@ Equation numbers are those of the RLSD paper, arXiv:2604.03128. Logarithms are n
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -109,7 +110,8 @@ def write_whole(path: Path, content: bytes | Callable) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def write_checkpoint(path: Path, state: dict) -> None:
