@@ -650,10 +650,10 @@ def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
         panels["both"].plot(accuracy[-1], leakage[-1], "o", color=COLOURS[mode], markersize=8)
     ends = [(quantity["accuracy"].mean(0)[-1], quantity["leakage"].mean(0)[-1]) for quantity in curves.values()]
     for mode, (x, _), height in zip(curves, ends, spread_out([y for _, y in ends], 0.06)):
-        panels["both"].annotate(NAMES[mode], (x, height), (8, 4), textcoords="offset points", va="bottom",
+        panels["both"].annotate(NAMES[mode], (x, min(height, 0.92)), (10, 4), textcoords="offset points", va="bottom",
                                 color=COLOURS[mode], fontsize=10, fontweight="bold")
     panels["both"].set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
-    panels["both"].text(0.02, 0.95, "white dot: the base\nfull dot: the end", fontsize=9, va="top", color="#444444")
+    panels["both"].text(1, 0.98, "white dot: the base\nfull dot: the end", fontsize=9, va="top", ha="right", color="#444444")
     noise = f", verifier noise {config.verifier_noise:g}" if config.verifier_noise else ""
     figure.suptitle(f"{config.task}: {', '.join(NAMES[mode] for mode in curves)}{noise}; "
                     + (f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else f"seed {config.seed}"))
