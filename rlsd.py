@@ -11,10 +11,10 @@ A small GPT learns column addition from a textbook, then bad habits from homewor
     opsd   the student's own weights as the teacher, with the answer key open       (on-policy self-distillation)
     rlsd   the reward gives the direction, the teacher with the key open the size   (RLVR with self-distillation)
 
-    python rlsd.py --mode rlsd        one method, about a minute, ends with a log and a figure under plots/
+    python rlsd.py --mode rlsd        one method, two minutes at first, ends with a log and a figure under plots/
     python rlsd.py --mode all         the four from the same base, in one figure
 
-Read it downwards: settings, model, base, rollouts, THE METHODS, training, figures, command line.
+Read it downwards: settings, files, model, rollouts, base, THE METHODS, training, figures, command line.
 Equation numbers are those of the RLSD paper, arXiv:2604.03128. Logarithms are natural; information is in nats.
 """
 
