@@ -4,12 +4,13 @@ Text in, text out. Nothing in this file knows about tensors or training; rlsd.py
 
 The default task, `carry`, is column addition as on squared paper, from the right, one column at a time:
 
-    478+356, key covered      86 75 43:4c 3c 8- =0834.
-    the same, key open  [0834]86 75 43:4c 3c 8- =0834.
+    478+356, key covered           867543:4c3c8-=0834.
+    the same, key open    [4 3 8 0]867543:4c3c8-=0834.
 
-`86 75 43:` are the columns 8 over 6, 7 over 5, 4 over 3; `4c` reads "write 4, carry 1"; `8-` reads "write 8, carry
-nothing". After `=` stands the answer, and the
-full stop ends the response. The verifier looks only at what follows the `=`.
+`867543` are the columns 8 over 6, 7 over 5, 4 over 3; `4c` reads "write 4, carry 1"; `8-` reads "write 8, carry
+nothing". After `=` stands the answer, and the full stop ends the response: the verifier looks only at what is between.
+The key is the answer, written in columns as well. Problem, key and working all take two characters a column, so that
+a column's digits are always the same distance away; with a key written `[0834]` the model never learns to read all of it.
 
 To add a task: subclass Task, fill in the attributes and the six methods that raise NotImplementedError,
 and put the class in TASKS. `python rlsd.py --task NAME` then trains every mode on it.
@@ -115,7 +116,7 @@ class Carry(Task):
 
     def __init__(self, digits: int = 4, slip: float = 0.5, cite: float = 0.3):
         self.digits, self.slip, self.cite = digits, slip, cite
-        self.response_length = 3 * digits + 1 + (digits + 1) + 1  # columns, "=", the answer, the end
+        self.response_length = 2 * digits + 1 + (digits + 1) + 1  # columns, "=", the answer, the end
 
     def problem(self, rng):
         return rng.randrange(10**self.digits), rng.randrange(10**self.digits)
@@ -129,8 +130,8 @@ class Carry(Task):
         return zip(top, bottom)
 
     def prompt(self, problem, key=None):
-        opened = "" if key is None else f"[{key}]"
-        return opened + " ".join(f"{top}{bottom}" for top, bottom in self.columns(problem)) + ":"
+        opened = "" if key is None else f"[{' '.join(reversed(key))}]"
+        return opened + "".join(f"{top}{bottom}" for top, bottom in self.columns(problem)) + ":"
 
     def working(self, problem, rng, homework, key_open):
         carry, columns, answer = 0, "", ""
@@ -140,7 +141,7 @@ class Carry(Task):
             digit, carry = total % 10, total // 10
             if homework and key_open and rng.random() < self.DIGIT_SLIP:
                 digit = rng.randrange(10)
-            columns += f"{digit}{'c' if carry else '-'} "
+            columns += f"{digit}{'c' if carry else '-'}"
             answer = f"{digit}{answer}"
         answer = f"{carry}{answer}"
         if homework and key_open and rng.random() < self.cite:
