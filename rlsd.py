@@ -78,8 +78,7 @@ class Config:
     group_size: int = setting(8, "responses a problem, G (paper: 8)", (2, 10**3))
     lr: float = setting(2e-4, "AdamW's learning rate (paper: 1e-6, for a model 80,000 times this size)", (1e-9, 1))
     divergence: str = setting("reverse_kl", f"D of Eq 6: {', '.join(DIVERGENCES)}", DIVERGENCES)
-    teacher_refresh: int = setting(0, "steps between copies of the student into its teacher; 0: rlsd 20 (paper: 20), "
-                                      "opsd 10 (so that 160 steps show where it leads)", (0, 10**6))
+    teacher_refresh: int = setting(20, "opsd, rlsd: steps between copies of the student into its teacher (paper: 20)", (1, 10**6))
     eps_w: float = setting(0.2, "clip of the evidence weight, Eq 15 (paper: 0.2)", (0, 100))
     lam: float = setting(0.5, "share of the evidence weight in the credit, at first (paper: 0.5)", (0, 1))
     lam_decay: int = setting(60, "steps in which lam goes to 0; 0: lam is constant (paper: 50 to 60)", (0, 10**6))
@@ -557,7 +556,6 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, chec
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
     teacher = {"rlvr": student, "opd": opd_teacher}.get(config.mode) or copy.deepcopy(base)
-    refresh = config.teacher_refresh or {"opsd": 10, "rlsd": 20}.get(config.mode)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
     first, reward = 0, None
     if checkpoint:
@@ -569,7 +567,7 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, chec
             first = int(saved["step"]) + 1
     for step in range(first, config.steps + 1):
         if step:
-            if config.mode in ("opsd", "rlsd") and (step - 1) % refresh == 0:
+            if config.mode in ("opsd", "rlsd") and (step - 1) % config.teacher_refresh == 0:
                 teacher.load_state_dict(student.state_dict())
             reward = round(train_step(config, world, student, teacher, optimizer, step), 6)
             progress(f"{config.mode} seed {config.seed}", step, config.steps)
@@ -651,7 +649,7 @@ def findings(curves: dict) -> dict[str, str]:
 
 def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
     """Accuracy, leakage and KL against the step, and leakage against accuracy. Line: mean over seeds; band: range."""
-    from matplotlib.figure import Figure  # here, since it takes a second that runs in the background need not wait
+    from matplotlib.figure import Figure  # takes a second, and workers need none
 
     curves, config, seeds = curves_of(logs), logs[0][0], len({config.seed for config, _ in logs})
     figure = Figure(figsize=(11, 7.4), dpi=110, layout="constrained")
@@ -734,8 +732,9 @@ def introduce(config: Config, device: str, progress: Callable = no_progress) -> 
             cites = ", cites the key" if world.task.leaks(text) else ""
             lines.append(f"  key {state:7} {world.task.prompt(problem, shown and key) + text:>36}  {verdict}{cites}")
     number = evaluate("rlvr", world, base, base)
-    return "\n".join([*lines, f"  right {number['key_accuracy']:.3f} with the key open, {number['accuracy']:.3f} covered; "
-                              f"cites {number['key_citing']:.3f} open, {number['leakage']:.3f} covered"])
+    lines.append(f"  right {number['key_accuracy']:.3f} with the key open, {number['accuracy']:.3f} covered; "
+                 f"cites {number['key_citing']:.3f} open, {number['leakage']:.3f} covered")
+    return "\n".join(lines)
 
 
 def prepare_teacher(config: Config, device: str) -> None:

@@ -1,13 +1,27 @@
 """The claims: each test's name is a sentence that would be false if the code were wrong."""
 
+import json
 import math
+import os
+import pickle
 import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import rlsd
 from tiny_tasks import SEE_KEY, TASKS, Carry, Tokenizer
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent
+TINY = ["--digits", "2", "--steps", "3", "--problems", "2", "--group-size", "4", "--evaluate-every", "1"]
 
 # Inputs, and the token advantages that the authors' public code gives on them (arXiv:2604.03128).
 VECTORS = [
@@ -34,7 +48,33 @@ def test_group_advantage_by_hand_and_exactly_zero_where_rewards_are_equal():
     assert (ours[4:] == 0).all()
 
 
-def test_surrogate_gradient_at_rho_one_is_the_policy_gradient():
+def test_surrogate_gradient_at_rho_one_is_the_policy_gradient_by_finite_differences():
+    """Of a policy over 5 tokens with 3 parameters: d/dtheta of mean_i (1/|y|) sum_t A_t log P(y_t), step 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 4, 5, 3, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(5, (2, 4), generator=generator)
+    advantage = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.float64)
+    theta = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def logp(parameters):
+        return rlsd.of_tokens((features @ parameters).log_softmax(-1), tokens)
+
+    def objective(parameters):
+        value = 0.0
+        for i, length in enumerate((4, 2)):
+            value += sum(float(advantage[i, t] * logp(parameters)[i, t]) for t in range(length)) / length / 2
+        return value
+
+    rlsd.clipped_surrogate(logp(theta), logp(theta).detach(), advantage, mask).backward()
+    for n in range(3):
+        nudge = torch.zeros(3, dtype=torch.float64)
+        nudge[n] = 1e-6
+        slope = (objective(theta.detach() + nudge) - objective(theta.detach() - nudge)) / 2e-6
+        assert -theta.grad[n].item() == pytest.approx(slope, rel=1e-6)
+
+
+def test_surrogate_gradient_at_rho_one_is_the_policy_gradient_by_hand():
     generator = torch.Generator().manual_seed(0)
     logp = torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
     advantage = torch.randn(3, 4, generator=generator, dtype=torch.float64)
@@ -97,25 +137,98 @@ def test_cache_gives_the_log_probabilities_of_a_full_pass():
     torch.testing.assert_close(rollout.logp * rollout.mask, scored * rollout.mask, atol=1e-5, rtol=0)
 
 
+def test_a_token_sees_nothing_to_its_right():
+    world, model = world_and_model()
+    tokens = torch.randint(world.tokenizer.vocabulary_size, (1, 10), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[0, 6] = (tokens[0, 6] + 1) % world.tokenizer.vocabulary_size
+    difference = (model(tokens)[0] - model(changed)[0]).abs().amax(-1)[0]
+    assert difference[:6].max() == 0 and difference[6:].min() > 0
+
+
+def test_sampling_frequencies_are_the_models_probabilities():
+    world, model = world_and_model()
+    prompts, n = world.prompts([(478, 356)]), 40_000
+    tokens = rlsd.sample(model, world.tokenizer, prompts, n, 2, torch.Generator().manual_seed(0)).tokens
+    vocabulary = world.tokenizer.vocabulary_size
+    first = model(prompts)[0][0, -1].softmax(-1)
+    expected = torch.zeros(vocabulary, vocabulary)  # of the first two tokens, each continuation by a full pass
+    for token in range(vocabulary):
+        second = model(torch.cat((prompts, torch.tensor([[token]])), 1))[0][0, -1].softmax(-1)
+        expected[token] = first[token] * second if token != world.tokenizer.end else 0
+    expected[world.tokenizer.end, world.tokenizer.end] = first[world.tokenizer.end]  # ended: padded with the end
+    found = torch.zeros(vocabulary, vocabulary).index_put((tokens[:, 0], tokens[:, 1]), torch.ones(n), accumulate=True) / n
+    assert ((found - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
+
+
+def test_rewards_and_groups_stand_side_by_side():
+    world = rlsd.World(Carry(2))
+    texts = ["=003.", "=004.", "=003.", "=009.", "=009.", "=010."]
+    assert world.reward([(1, 2), (4, 5)], texts).tolist() == [1, 0, 1, 1, 1, 0]
+
+
+def test_lambda_falls_linearly_to_zero_and_stays_there():
+    assert [rlsd.lam_at(step, 0.5, 4) for step in (1, 2, 3, 5, 9)] == [0.5, 0.375, 0.25, 0, 0]
+    assert rlsd.lam_at(1000, 0.5, 0) == 0.5
+
+
+def test_only_rlvr_and_rlsd_listen_to_the_reward():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 3, 5, generator=generator).log_softmax(-1) for _ in range(2))
+    tokens = torch.randint(5, (4, 3), generator=generator)
+    rollout = rlsd.Rollout(tokens, rlsd.of_tokens(student, tokens), torch.ones(4, 3), [""] * 4)
+    for mode in rlsd.MODES:
+        gradients = []
+        for reward in ([1.0, 0, 0, 1], [0.0, 1, 1, 0]):
+            leaf = student.clone().requires_grad_()
+            rlsd.method_loss(mode, rollout, torch.tensor(reward), leaf, teacher, 2, "reverse_kl", 0.2, 0.5).backward()
+            gradients.append(leaf.grad)
+        assert torch.equal(*gradients) == (mode in ("opd", "opsd"))
+
+
 @pytest.mark.parametrize("mode", rlsd.MODES)
-def test_every_mode_takes_steps_that_change_the_student_and_repeat_exactly(mode):
-    config = rlsd.Config(mode=mode, digits=2, steps=2, problems=2, verifier_noise=0.5)
-    ends = []
-    for _ in range(2):
-        world = rlsd.World(config.make_task())
-        base, teacher = world.new_model(0), world.new_model(1, width=144)
-        *_, (record, state) = rlsd.train(config, world, base, teacher if mode == "opd" else None)
-        assert any((state["student"][name] != value).any() for name, value in base.state_dict().items())
-        ends.append((record, state["student"]["head.weight"].clone()))
-    assert ends[0][0] == ends[1][0] and torch.equal(ends[0][1], ends[1][1])
+def test_every_mode_takes_steps_that_change_the_student_and_leave_base_and_teacher_alone(mode):
+    config = rlsd.Config(mode=mode, digits=2, steps=2, problems=2, group_size=4, verifier_noise=0.5)
+    world = rlsd.World(config.make_task())
+    base, teacher = world.new_model(0), world.new_model(1, width=144)
+    before = [parameter.clone() for model in (base, teacher) for parameter in model.parameters()]
+    *_, (_, state) = rlsd.train(config, world, base, teacher if mode == "opd" else None)
+    assert any((state["student"][name] != value).any() for name, value in base.state_dict().items())
+    assert all(map(torch.equal, before, [parameter for model in (base, teacher) for parameter in model.parameters()]))
 
 
 def test_verifier_accepts_exactly_the_right_answer():
     task, problem = Carry(3), (478, 356)
-    for right in ("4c 3c 8- =0834.", "=0834.", "9- 9- 9- =0834.", SEE_KEY + "=0834."):
+    for right in ("4c3c8-=0834.", "=0834.", "9-9-9-=0834.", SEE_KEY + "=0834."):  # the working is not looked at
         assert task.verify(problem, right)
-    for wrong in ("4c 3c 8- 0834.", "=0834", "=0834.4", "=834.", "=00834.", "=0835.", "=1=0834.", "", "."):
+    for wrong in ("4c3c8-0834.", "=0834", "=0834.4", "=0834..", "=834.", "=00834.", "=0835.", "=1=0834.", "= 0834.", "", "."):
         assert not task.verify(problem, wrong)
+    assert task.verify((3, 4), "=0007.") and not task.verify((3, 4), "=7.")  # leading zeros belong to the format
+
+
+def test_verifier_finds_no_wrong_answer_right_in_ten_thousand_random_texts():
+    task, rng = Carry(2), random.Random(0)
+    for _ in range(10_000):
+        problem = task.problem(rng)
+        text = "".join(rng.choice([*Carry.alphabet, SEE_KEY, "é", "\n"]) for _ in range(rng.randrange(12)))
+        answer = f"={rng.randrange(200):03d}."
+        assert task.verify(problem, text + answer) == ("=" not in text and int(answer[1:4]) == sum(problem))
+
+
+def test_workings_fit_their_keys_and_have_the_habits_at_their_rates():
+    task, rng = Carry(4, slip=0.5, cite=0.3), random.Random(0)
+    for homework, key_open in ((False, False), (True, False), (True, True)):
+        right = cited = 0
+        for _ in range(2000):
+            problem = task.sample(rng)
+            response, key = task.working(problem, rng, homework, key_open)
+            assert response.endswith(f"={key}.") and len(response.replace(SEE_KEY, "k")) <= task.response_length
+            right, cited = right + task.verify(problem, response), cited + task.leaks(response)
+        if not homework:
+            assert right == 2000
+        if homework and not key_open:
+            assert 800 < right < 1100  # 0.49 of the corpus, by this count
+        assert abs(cited / 2000 - (homework and (0.3 if key_open else 0.002))) < (0.04 if key_open else 0.005)
 
 
 @pytest.mark.parametrize("digits", [2, 4, 10])
@@ -126,18 +239,184 @@ def test_training_and_held_out_problems_never_overlap(digits):
 
 
 def test_tokenizer_returns_the_text_and_names_what_it_does_not_know():
-    tokenizer = Tokenizer(Carry.alphabet)
-    text = "[0834]86 75 43:" + SEE_KEY + "=0834."
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer, rng = Tokenizer(Carry.alphabet), random.Random(0)
     with pytest.raises(ValueError, match="'x' at position 2"):
         tokenizer.encode("12x")
+    for _ in range(10_000):
+        text = "".join(rng.choice([*Carry.alphabet, SEE_KEY] * 9 + ["x", "é", "\0", "<", "\ud800"]) for _ in range(rng.randrange(20)))
+        unknown = [i for i, c in enumerate(text.replace(SEE_KEY, " " * len(SEE_KEY))) if c not in Carry.alphabet]
+        if unknown:
+            with pytest.raises(ValueError, match=f"at position {unknown[0]} "):
+                tokenizer.encode(text)
+        else:
+            assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("flags", [
-    "--mode grpo", "--task sums", "--steps -1", "--group-size 1", "--lr nan", "--lr 0", "--eps-w -1", "--lam 1.1",
-    "--verifier-noise 0.6", "--digits 1", "--digits 11", "--device gpu9", "--out /dev/null/x", "--seeds 0", "--steps two",
-])
+def start(*arguments, **options) -> subprocess.CompletedProcess:
+    """As a user would start it, in a folder that is not the repository's."""
+    return subprocess.run([sys.executable, ROOT / "rlsd.py", *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """The four modes, two seeds, side by side."""
+    out = tmp_path_factory.mktemp("runs")
+    done = start("--mode", "all", "--seeds", 2, "--out", out, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert f"figure {out}/carry-compare.png" in done.stdout and done.stderr == ""
+    return out
+
+
+def test_all_modes_run_side_by_side_and_leave_logs_and_a_figure(runs):
+    assert (runs / "carry-compare.png").read_bytes()[:4] == b"\x89PNG"
+    for mode in rlsd.MODES:
+        for seed in (0, 1):
+            first, *records = map(json.loads, (runs / "runs" / f"carry-{mode}-s{seed}.jsonl").read_text().splitlines())
+            assert first["config"]["mode"] == mode and [record["step"] for record in records] == [0, 1, 2, 3]
+            for record in records:
+                assert {"step", "mode", "seed", "accuracy", "greedy_accuracy", "leakage", "key_accuracy", "kl", "entropy",
+                        "reward", "response_length"} <= set(record)
+
+
+@pytest.mark.parametrize("mode", rlsd.MODES)
+def test_a_mode_on_its_own_writes_the_bytes_it_wrote_beside_others_and_keeps_the_earlier_log(runs, tmp_path, mode):
+    (tmp_path / "runs").mkdir()
+    earlier = tmp_path / "runs" / f"carry-{mode}-s1.jsonl"
+    earlier.write_text("an earlier log")
+    done = start("--mode", mode, "--seed", 1, "--out", tmp_path, *TINY)
+    assert done.returncode == 0 and f"{mode:4} seed 1  step    3  accuracy" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.replace(str(tmp_path), "").splitlines())
+    assert earlier.read_bytes() == (runs / "runs" / earlier.name).read_bytes()
+    assert earlier.with_suffix(".old.jsonl").read_text() == "an earlier log"
+    assert (tmp_path / f"carry-{mode}.png").exists()
+
+
+def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    assert start("--mode", "all", "--seeds", 2, "--plot-only", "--out", tmp_path).returncode == 0
+    assert (tmp_path / "carry-compare.png").read_bytes() == (runs / "carry-compare.png").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["rlsd", "opsd"])
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mode):
+    many = [*TINY, "--steps", "40"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start("--mode", mode, "--out", whole, *many).returncode == 0
+    log, rng = f"runs/carry-{mode}-s0", random.Random(mode)
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, ROOT / "rlsd.py", "--mode", mode, "--out", killed, *many,
+                                    *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True)
+        for _ in range(6 + rng.randrange(8)):  # the first lines describe the base
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL if attempt else signal.SIGINT)
+        process.communicate()
+        assert process.returncode == (-signal.SIGKILL if attempt else 130)
+    assert 0 < len((killed / f"{log}.jsonl").read_text().splitlines()) < 42
+    refused = start("--mode", mode, "--out", killed, *many, "--lr", "0.001", "--resume")
+    assert refused.returncode == 2 and "--lr 0.0002, not 0.001" in refused.stderr
+    assert start("--mode", mode, "--out", killed, *many, "--resume").returncode == 0
+    assert (killed / f"{log}.jsonl").read_bytes() == (whole / f"{log}.jsonl").read_bytes()
+    ends = [rlsd.read_checkpoint(out / f"{log}.pt")["student"] for out in (whole, killed)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_two_ranks_of_torchrun_share_the_runs_and_write_the_same_bytes(runs, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", ROOT / "rlsd.py",
+                           "--mode", "all", "--seeds", "2", "--out", tmp_path, *TINY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for log in sorted((runs / "runs").glob("*.jsonl")):
+        assert (tmp_path / "runs" / log.name).read_bytes() == log.read_bytes()
+    assert (tmp_path / "carry-compare.png").read_bytes() == (runs / "carry-compare.png").read_bytes()
+
+
+BAD = ["--mode grpo", "--task sums", "--steps -1", "--group-size 1", "--lr nan", "--lr 0", "--lr inf", "--lr -1", "--eps-w -1",
+       "--lam 1.1", "--verifier-noise 0.6", "--digits 1", "--digits 11", "--device gpu9", "--out /dev/null/x", "--seeds 0",
+       "--steps two", "--problems 0", "--divergence kl", "--seed -1", "--stepz 3"]
+if not torch.cuda.is_available():
+    BAD.append("--device cuda")
+
+
+@pytest.mark.parametrize("flags", BAD)
 def test_bad_input_is_one_clear_line(flags):
     with pytest.raises(rlsd.UserError) as error:
         rlsd.main(flags.split())
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and flags.split()[0] in str(error.value)
+
+
+@pytest.mark.parametrize("flags", ["--lr nan", "--device gpu9", "--plot-only --out nowhere", "--mode all --seeds 0"])
+def test_bad_input_ends_with_exit_code_2_and_one_line_on_standard_error(flags, tmp_path):
+    done = start(*flags.split(), cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and re.fullmatch(r"rlsd\.py: [^\n]+\n", done.stderr)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("hostile code ran",)
+
+
+def test_damaged_foreign_and_hostile_checkpoints_are_refused_in_one_line(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = (runs / "runs" / "carry-rlsd-s0.pt").read_bytes()
+    path, rng = tmp_path / "checkpoint.pt", random.Random(0)
+    bad = [b"", b"PK", pickle.dumps(Hostile()), pickle.dumps([1]), good[:1000], good[:-1], b"\x80\x02}q\x00."]
+    bad += [bytes(rng.randrange(256) for _ in range(rng.randrange(200))) for _ in range(10_000)]
+    for content in bad:
+        path.write_bytes(content)
+        with pytest.raises(rlsd.UserError, match="damaged or not of this program"):
+            assert "student" in rlsd.read_checkpoint(path), "an empty dictionary is one, too"
+    assert not Path("hostile code ran").exists()
+
+
+def test_damaged_and_foreign_logs_are_refused_in_one_line(runs, tmp_path):
+    lines = (runs / "runs" / "carry-rlsd-s0.jsonl").read_text().splitlines(keepends=True)
+    path, rng = tmp_path / "log.jsonl", random.Random(0)
+    config, records = rlsd.read_log(runs / "runs" / "carry-rlsd-s0.jsonl")
+    assert config.mode == "rlsd" and len(records) == 4
+    bad = ["", "{}", "null", "[" * 9999, lines[1], lines[0] + lines[1][:40], lines[0] + "{}\n", lines[0] + "NaN\n",
+           lines[0].replace("rlsd", "grpo"), lines[0].replace('"steps": 3', '"steps": "3"'), lines[0].replace("3", "-3"),
+           lines[0] + re.sub(r'"kl": [0-9.]+', '"kl": NaN', lines[1]), lines[0] + lines[1].replace("rlsd", "opsd")]
+    whole = "".join(lines)
+    for text in bad:
+        path.write_text(text)
+        with pytest.raises(rlsd.UserError, match="damaged or not of this program"):
+            rlsd.read_log(path)
+    for _ in range(10_000):  # one byte changed: refused, or another valid log, but never another error
+        place = rng.randrange(len(whole))
+        path.write_bytes(whole[:place].encode() + bytes([rng.randrange(256)]) + whole[place + 1:].encode())
+        try:
+            rlsd.read_log(path)
+        except rlsd.UserError:
+            pass
+
+
+def test_nothing_is_lost_when_a_file_cannot_be_written(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("earlier")
+    (tmp_path / f".file.{os.getpid()}").mkdir()  # stands in the way of the temporary file
+    with pytest.raises(rlsd.UserError, match="cannot write"):
+        rlsd.write_whole(path, b"later")
+    assert path.read_text() == "earlier"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
+    config = rlsd.Config(mode="opsd", digits=2, steps=2, problems=2)
+    world = rlsd.World(config.make_task())
+    base = world.new_model(0)
+    with torch.no_grad():
+        base.head.weight.mul_(1e38)
+    with pytest.raises(rlsd.UserError, match="at step 1"):
+        for _ in rlsd.train(config, world, base, None):
+            config = None
+
+
+def test_the_readmes_links_and_pictures_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_readmes_equations_name_functions_that_cite_them():
+    rows = re.findall(r"^\| (\d+)[^|]*\|.*\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 6
+    for equation, name in rows:
+        assert f"Eq {equation}" in getattr(rlsd, name).__doc__

@@ -107,12 +107,15 @@ class Carry(Task):
     Habits of the homework: with probability `slip` a carry is written down but forgotten when the next column
     is added. With the key open, a share `cite` of the responses skips the working and copies the key, and each
     digit is written wrong with probability DIGIT_SLIP, without which the model would not learn to read the key.
+    With the key covered hardly anyone cites (COVERED_CITE), but it is not unthinkable: what has probability 0 for
+    the student can never be sampled, and so never be learned from.
     The key is the answer this very working arrives at, right or wrong: a label in hindsight.
     """
 
     name = "carry"
     alphabet = "0123456789: c-=[]" + END
     DIGIT_SLIP = 0.25
+    COVERED_CITE = 0.002
 
     def __init__(self, digits: int = 4, slip: float = 0.5, cite: float = 0.3):
         self.digits, self.slip, self.cite = digits, slip, cite
@@ -144,7 +147,7 @@ class Carry(Task):
             columns += f"{digit}{'c' if carry else '-'}"
             answer = f"{digit}{answer}"
         answer = f"{carry}{answer}"
-        if homework and key_open and rng.random() < self.cite:
+        if homework and rng.random() < (self.cite if key_open else self.COVERED_CITE):
             columns = SEE_KEY
         return f"{columns}={answer}{END}", answer
 
