@@ -105,8 +105,11 @@ class Config:
 # Files: written whole or not at all, and distrusted when they are read.
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside the file and then renames, so that nobody ever sees half a file."""
+def write_whole(path: Path, content: bytes | dict) -> None:
+    """Bytes, or a checkpoint. Writes beside the file and then renames, so that nobody ever sees half a file."""
+    if isinstance(content, dict):
+        torch.save(content, buffer := io.BytesIO())
+        content = buffer.getvalue()
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +131,6 @@ def distrust(path: Path):
         raise UserError(f"there is no {path}: run the same command without --plot-only and --resume first") from error
     except Exception as error:
         raise UserError(f"{path} is damaged or not of this program: move it away to start anew") from error
-
-
-def write_checkpoint(path: Path, state: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -215,7 +212,7 @@ class GPT(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Rollouts: responses sampled from the student, and their log-probabilities.
+# Rollouts and their log-probabilities. A prompt is read once a problem, and shared by its group of responses.
 
 
 class Rollout(NamedTuple):
@@ -226,31 +223,10 @@ class Rollout(NamedTuple):
 
 
 def once_per_problem(model: GPT, prompts: Tensor, group_size: int) -> tuple[Tensor, list]:
-    """The prompt's pass is made once a problem; its last logits and its cache are then shared by the whole group."""
+    """The logits after each prompt and the cache, each repeated for the group."""
     logits, cache = model(prompts)
     return (logits[:, -1:].repeat_interleave(group_size, 0),
             [tuple(part.repeat_interleave(group_size, 0) for part in pair) for pair in cache])
-
-
-@torch.no_grad()
-def sample(model: GPT, tokenizer: Tokenizer, prompts: Tensor, group_size: int, length: int,
-           generator: torch.Generator | None) -> Rollout:
-    """group_size responses to each prompt (P, length of prompt), at temperature 1; without a generator, greedily."""
-    logits, cache = once_per_problem(model, prompts, group_size)
-    ended = torch.zeros(len(logits), 1, dtype=torch.bool, device=prompts.device)
-    tokens, logps, mask = [], [], []
-    for position in range(length):
-        logp = logits[:, 0].log_softmax(-1)
-        token = torch.multinomial(logp.exp(), 1, generator=generator) if generator else logp.argmax(-1, keepdim=True)
-        token = token.masked_fill(ended, tokenizer.end)
-        tokens.append(token), logps.append(logp.gather(1, token)), mask.append(~ended)
-        ended = ended | (token == tokenizer.end)
-        if position + 1 == length or position % 4 == 3 and ended.all():  # asking stops a GPU, so not at every token
-            break
-        logits, cache = model(token, cache)
-    tokens, logps, mask = torch.cat(tokens, 1), torch.cat(logps, 1), torch.cat(mask, 1).float()
-    texts = [tokenizer.decode(row[:int(n)]) for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
-    return Rollout(tokens, logps, mask, texts)
 
 
 def response_logp(model: GPT, prompts: Tensor, responses: Tensor) -> Tensor:
@@ -283,16 +259,32 @@ class World:
     def corpus(self, rng: random.Random, rows: int, homework: bool, key_open: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts, the responses that follow them, and 1 where a response has a token."""
         problems = [self.task.sample(rng) for _ in range(rows)]
-        workings = [self.task.working(problem, rng, homework, key_open) for problem in problems]
-        responses = [self.tokenizer.encode(response) for response, _ in workings]
-        length = max(map(len, responses))
-        mask = [[1.0] * len(response) + [0.0] * (length - len(response)) for response in responses]
-        padded = [response + [self.tokenizer.end] * (length - len(response)) for response in responses]
-        return (self.prompts(problems, [key for _, key in workings] if key_open else None),
-                torch.tensor(padded, device=self.device), torch.tensor(mask, device=self.device))
+        workings, keys = zip(*(self.task.working(problem, rng, homework, key_open) for problem in problems))
+        responses = [self.tokenizer.encode(working) for working in workings]
+        length = torch.tensor([[len(response)] for response in responses], device=self.device)
+        padded = [response + [self.tokenizer.end] * (int(length.max()) - len(response)) for response in responses]
+        responses = torch.tensor(padded, device=self.device)
+        mask = (torch.arange(responses.shape[1], device=self.device) < length).float()
+        return self.prompts(problems, keys if key_open else None), responses, mask
 
+    @torch.no_grad()
     def sample(self, model: GPT, prompts: Tensor, group_size: int, generator: torch.Generator | None) -> Rollout:
-        return sample(model, self.tokenizer, prompts, group_size, self.task.response_length, generator)
+        """group_size responses to each prompt (P, length of prompt), at temperature 1; without a generator, greedily."""
+        logits, cache = once_per_problem(model, prompts, group_size)
+        ended = torch.zeros(len(logits), 1, dtype=torch.bool, device=self.device)
+        tokens, logps, mask = [], [], []
+        for position in range(1, self.task.response_length + 1):
+            logp = logits[:, 0].log_softmax(-1)
+            token = torch.multinomial(logp.exp(), 1, generator=generator) if generator else logp.argmax(-1, keepdim=True)
+            token = token.masked_fill(ended, self.tokenizer.end)
+            tokens.append(token), logps.append(logp.gather(1, token)), mask.append(~ended)
+            ended = ended | (token == self.tokenizer.end)
+            if position == self.task.response_length or position % 4 == 0 and ended.all():  # asking makes a GPU wait
+                break
+            logits, cache = model(token, cache)
+        tokens, logps, mask = torch.cat(tokens, 1), torch.cat(logps, 1), torch.cat(mask, 1).float()
+        texts = [self.tokenizer.decode(row[:int(n)]) for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
+        return Rollout(tokens, logps, mask, texts)
 
     def reward(self, problems: list, texts: list[str]) -> Tensor:
         """R(x, y): 1 where the verifier accepts, else 0. The rows of one problem stand side by side."""
@@ -313,7 +305,7 @@ class World:
         return problems, [self.task.reference(problem, rng) for problem in problems]
 
 
-def no_progress(label: str, done: int, total: int) -> None:
+def no_progress(*_) -> None:
     pass
 
 
@@ -355,7 +347,7 @@ def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress:
     most, accuracy = 2000, 0.0
     for step in range(1, most + 1):
         learn(min(1, step / 20, 150 / step), homework=False, key_open=False)
-        progress(f"textbook ({accuracy:.0%} right, until 99 %)", step, most)
+        progress("textbook, at most", step, most)
         if step % 50 == 0:
             accuracy = float(world.reward(problems, world.sample(model, exam_prompts, 1, None).texts).mean())
             if accuracy >= 0.99:
@@ -377,7 +369,7 @@ def cached_model(world: World, kind: str, seed: int, progress: Callable = no_pro
     """
     size, homework_steps = {"base": ({}, 600), "teacher": ({"width": 144}, 0)}[kind]
     model = world.new_model(seed, **size)
-    parts = (inspect.getmodule(Task), Block, GPT, sample, World, orthogonal, pretrain, cached_model)
+    parts = (inspect.getmodule(Task), Block, GPT, once_per_problem, World, orthogonal, pretrain, cached_model)
     depends = json.dumps([kind, seed, vars(world.task), world.device, torch.__version__, *map(inspect.getsource, parts)])
     path = CACHE / f"{world.task.name}-{kind}-s{seed}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}.pt"
     if path.exists():
@@ -385,7 +377,7 @@ def cached_model(world: World, kind: str, seed: int, progress: Callable = no_pro
             model.load_state_dict(read_checkpoint(path))
     else:
         pretrain(world, model, seed, homework_steps, progress)
-        write_checkpoint(path, model.state_dict())
+        write_whole(path, model.state_dict())
     return model
 
 
@@ -477,14 +469,14 @@ def token_credit(mode: str, gain: Tensor, advantage: Tensor, eps_w: float, lam: 
 
 
 def method_loss(mode: str, rollout: Rollout, reward: Tensor, student_logp: Tensor, teacher_logp: Tensor,
-                group_size: int, kind: str, eps_w: float, lam: float) -> Tensor:
-    """The one place where the modes differ. student_logp and teacher_logp are (B, T, V); reward is (B,)."""
-    if mode in ("opd", "opsd"):  # Eq 4-6; the teacher is another network, or the student's weights with the key open
-        return response_mean(divergence(student_logp, teacher_logp, kind), rollout.mask)
+                group_size: int, kind: str, eps_w: float, lam: float) -> tuple[Tensor, Tensor]:
+    """The one place where the modes differ: the loss, and A_t (B, T). Both logp are (B, T, V); reward is (B,)."""
     logp = of_tokens(student_logp, rollout.tokens)
     gain = information_gain(of_tokens(teacher_logp, rollout.tokens), logp)
-    token_advantage = token_credit(mode, gain, group_advantage(reward, group_size), eps_w, lam)
-    return clipped_surrogate(logp, rollout.logp, token_advantage, rollout.mask)
+    credit = token_credit(mode, gain, group_advantage(reward, group_size), eps_w, lam)
+    if mode in ("opd", "opsd"):  # Eq 4-6; the teacher is another network, or the student's weights with the key open
+        return response_mean(divergence(student_logp, teacher_logp, kind), rollout.mask), credit
+    return clipped_surrogate(logp, rollout.logp, credit, rollout.mask), credit
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -492,8 +484,8 @@ def method_loss(mode: str, rollout: Rollout, reward: Tensor, student_logp: Tenso
 # problems, and a run that was stopped goes on exactly as it would have.
 
 
-def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimizer, step: int) -> float:
-    """One update; returns the mean training reward, after the verifier's noise."""
+def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimizer, step: int) -> tuple:
+    """One update; returns the mean training reward, after the verifier's noise, and what --watch shows."""
     rng = random.Random(f"{config.seed} {step}")
     generator = torch.Generator(world.device).manual_seed(rng.getrandbits(62))
     problems = [world.task.sample(rng) for _ in range(config.problems)]
@@ -509,8 +501,8 @@ def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimiz
         with torch.no_grad():
             teacher_sees = covered if config.mode == "opd" else world.prompts(problems, keys)
             teacher_logp = response_logp(teacher, teacher_sees, rollout.tokens)
-    loss = method_loss(config.mode, rollout, reward, student_logp, teacher_logp, config.group_size, config.divergence,
-                       config.eps_w, lam_at(step, config.lam, config.lam_decay))
+    loss, credit = method_loss(config.mode, rollout, reward, student_logp, teacher_logp, config.group_size,
+                               config.divergence, config.eps_w, lam_at(step, config.lam, config.lam_decay))
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -518,7 +510,7 @@ def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimiz
         raise UserError(f"loss {loss.item()} and gradient norm {norm.item()} at step {step}: the run stops here; "
                         "the last evaluation and its checkpoint are kept. Try a smaller --lr")
     optimizer.step()
-    return float(reward.mean())
+    return float(reward.mean()), (problems[0], rollout, reward, credit)
 
 
 MEASURED = ("step", "seed", "accuracy", "greedy_accuracy", "leakage", "key_accuracy", "key_citing", "kl", "entropy",
@@ -551,7 +543,7 @@ def evaluate(mode: str, world: World, student: GPT, teacher: GPT) -> dict:
 
 
 def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, checkpoint: Path | None = None,
-          progress: Callable = no_progress):
+          progress: Callable = no_progress, watch: Callable = no_progress):
     """Yields (record of the log, state to resume from) at step 0, at every evaluation and at the end."""
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
@@ -569,11 +561,12 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, chec
         if step:
             if config.mode in ("opsd", "rlsd") and (step - 1) % config.teacher_refresh == 0:
                 teacher.load_state_dict(student.state_dict())
-            reward = round(train_step(config, world, student, teacher, optimizer, step), 6)
+            reward, seen = train_step(config, world, student, teacher, optimizer, step)
+            watch(world, step, *seen)
             progress(f"{config.mode} seed {config.seed}", step, config.steps)
         if step % config.evaluate_every == 0 or step == config.steps:
-            yield ({"step": step, "mode": config.mode, "seed": config.seed, "reward": reward,
-                    **evaluate(config.mode, world, student, teacher)},
+            yield ({"step": step, "mode": config.mode, "seed": config.seed,
+                    "reward": reward if reward is None else round(reward, 6), **evaluate(config.mode, world, student, teacher)},
                    {"step": step, "student": student.state_dict(), "teacher": teacher.state_dict(),
                     "optimizer": optimizer.state_dict()})
 
@@ -589,8 +582,9 @@ def set_aside(config: Config, out: Path) -> None:
             os.replace(path, path.with_suffix(".old" + path.suffix))
 
 
-def run(config: Config, out: Path, device: str, progress: Callable = no_progress):
-    """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; yields each new record."""
+def run(config: Config, out: Path, device: str, progress: Callable = no_progress,
+        tell: Callable = no_progress, watch: Callable = no_progress) -> None:
+    """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record."""
     world = World(config.make_task(), device)
     base = cached_model(world, "base", config.seed, progress)
     opd_teacher = cached_model(world, "teacher", config.seed, progress) if config.mode == "opd" else None
@@ -601,12 +595,12 @@ def run(config: Config, out: Path, device: str, progress: Callable = no_progress
             if getattr(logged, name) != value:
                 raise UserError(f"{log} was made with --{name.replace('_', '-')} {getattr(logged, name)}, not {value}: "
                                 "give the same settings, or leave out --resume to start anew")
-    for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, progress):
+    for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, progress, watch):
         # The log is written before the checkpoint: after a kill it may be one evaluation ahead, never behind.
         records = [earlier for earlier in records if earlier["step"] < record["step"]] + [record]
         write_log(log, config, records)
-        write_checkpoint(checkpoint, state)
-        yield record
+        write_whole(checkpoint, state)
+        tell(record)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -632,19 +626,16 @@ def curves_of(logs: list[tuple[Config, list[dict]]]) -> dict[str, dict[str, np.n
 
 def findings(curves: dict) -> dict[str, str]:
     """The panels' titles, in words that follow from the means over seeds."""
-    mean = {mode: {key: value.mean(0) for key, value in quantity.items()} for mode, quantity in curves.items()}
-    fall = {mode: curve["accuracy"].max() - curve["accuracy"][-1] for mode, curve in mean.items()}
-    faller, leaker = max(fall, key=fall.get), max(mean, key=lambda mode: mean[mode]["leakage"][-1])
-    accuracy = [f"{NAMES[mode]} {curve['accuracy'][-1]:.2f}" for mode, curve in mean.items() if mode != faller or fall[faller] < 0.1]
-    if fall[faller] >= 0.1:
-        accuracy.append(f"{NAMES[faller]} {mean[faller]['accuracy'].max():.2f}, then {mean[faller]['accuracy'][-1]:.2f}")
-    leak = mean[leaker]["leakage"][-1]
-    distilled = [mode for mode in mean if mode in ("opd", "opsd")] or list(mean)
+    mean = {mode: {key: value.mean(0) for key, value in curve.items()} for mode, curve in curves.items()}
+    right, distilled = [], [mode for mode in mean if mode in ("opd", "opsd")] or list(mean)
+    for mode, curve in mean.items():
+        peak, end = curve["accuracy"].max(), curve["accuracy"][-1]
+        right.append(f"{NAMES[mode]} {end:.2f}" + (f" after {peak:.2f}" if peak - end > 0.1 else ""))
+    leak, leaker = max((curve["leakage"][-1], mode) for mode, curve in mean.items())
     kl = [f"{NAMES[mode]} {mean[mode]['kl'][0]:.2f} to {mean[mode]['kl'][-1]:.2f}" for mode in distilled]
-    return {"accuracy": "Right: " + ", ".join(accuracy),
+    return {"accuracy": "Right at the end: " + ", ".join(right),
             "leakage": f"{NAMES[leaker]} cites a key it cannot see: {leak:.0%}" if leak > 0.02 else "No citing of a covered key",
-            "kl": "KL, start to end: " + ", ".join(kl),
-            "both": "To the right: more answers right. Upwards: more leakage"}
+            "kl": "KL from start to end: " + ", ".join(kl), "both": "Learning goes to the right, leaking goes up"}
 
 
 def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
@@ -691,32 +682,35 @@ def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
 
 
 class Console:
-    """Lasting lines, and on a terminal one line below them that is written over: what is done, how fast, how long still."""
+    """Lasting lines; below them, on a terminal, one line that is written over: what is done, how fast, how long still."""
 
     def __init__(self):
-        self.label, self.width, self.shown = "", 0, 0.0
+        self.label, self.shown, self.clear = "", 0.0, "\r\033[K" if sys.stderr.isatty() else ""
 
     def progress(self, label: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if label.split("(")[0] != self.label:
-            self.label, self.began, self.first = label.split("(")[0], now, done
-        if sys.stderr.isatty() and (now - self.shown > 0.2 or done == total):
+        if label != self.label:
+            self.label, self.began, self.first = label, now, done
+        if self.clear and (now - self.shown > 0.2 or done == total):
             rate = (done - self.first) / max(now - self.began, 1e-9)
             left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            line = f"{label} {done}/{total}  {rate:.1f} a second  {left}"[:79]
-            print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
-            self.width, self.shown = len(line), now
+            print(f"{self.clear}{label} {done}/{total}  {rate:.1f} a second  {left}", end="", file=sys.stderr, flush=True)
+            self.shown = now
 
     def say(self, text: str) -> None:
-        if self.width:
-            print(f"\r{'':{self.width}}\r", end="", file=sys.stderr, flush=True)
-            self.width = 0
+        print(self.clear, end="", file=sys.stderr, flush=True)
         print(text, flush=True)
 
 
 def record_line(record: dict) -> str:
     return (f"{record['mode']:4} seed {record['seed']}  step {record['step']:4}  accuracy {record['accuracy']:.3f}  "
             f"greedy {record['greedy_accuracy']:.3f}  leakage {record['leakage']:.3f}  kl {record['kl']:.3f}")
+
+
+def painted(credit: float) -> str:
+    """A_t in five characters; on a terminal blue-green where the token is pushed up, yellow where it is pushed down."""
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or abs(credit) < 0.05
+    return f"{credit:+5.1f}" if plain else f"\033[30;{46 if credit > 0 else 43}m{credit:+5.1f}\033[0m"
 
 
 def introduce(config: Config, device: str, progress: Callable = no_progress) -> str:
@@ -739,11 +733,6 @@ def introduce(config: Config, device: str, progress: Callable = no_progress) -> 
 
 def prepare_teacher(config: Config, device: str) -> None:
     cached_model(World(config.make_task(), device), "teacher", config.seed)
-
-
-def run_to_end(config: Config, out: Path, device: str) -> None:
-    for _ in run(config, out, device):
-        pass
 
 
 def worker_begins() -> None:
@@ -781,7 +770,7 @@ def run_side_by_side(configs: list[Config], flags: argparse.Namespace, figure: P
     with ProcessPoolExecutor(max(1, min(os.cpu_count() // here, len(configs))),
                              multiprocessing.get_context("spawn"), worker_begins) as pool:
         try:
-            for phase in (prepare, [(run_to_end, config, flags.out, flags.device) for config in configs]):
+            for phase in (prepare, [(run, config, flags.out, flags.device) for config in configs]):
                 waiting = {pool.submit(*work) for work in phase[rank::ranks]}
                 while waiting:
                     done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
@@ -813,51 +802,62 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Config]
                             help=f"{text} [{f.default}]".replace("%", "%%"))
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, counted from --seed; each has its own base [1]")
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figures, and of runs/ with logs [plots]")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where everything is computed [cpu]")
+    parser.add_argument("--explain", metavar="PROBLEM", help='answer a problem like "478+356", and show every token\'s credit')
+    parser.add_argument("--watch", type=int, default=0, metavar="N", help="one run: show a response and its A_t every N steps")
     parser.add_argument("--resume", action="store_true", help="go on from the last evaluation of runs that were stopped")
     parser.add_argument("--plot-only", action="store_true", help="draw the figure again from the logs, without training")
     flags = parser.parse_args(arguments)
     modes = MODES if flags.mode == "all" else [flags.mode]
-    if not 1 <= flags.seeds <= 1000:
-        raise UserError(f"--seeds is {flags.seeds}, but must be from 1 to 1000")
+    for name, low in (("seeds", 1), ("watch", 0)):
+        if not low <= getattr(flags, name) <= 1000:
+            raise UserError(f"--{name} is {getattr(flags, name)}, but must be from {low} to 1000")
     first = Config(**{f.name: getattr(flags, f.name) for f in fields(Config)} | {"mode": modes[0]})
     return flags, [replace(first, mode=mode, seed=first.seed + n) for n in range(flags.seeds) for mode in modes]
-
-
-def check_machine(device: str, out: Path) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except Exception as error:  # a name that is none, a build without it, a card that is not there
-        raise UserError(f"--device {device} is not there: use cpu, or cuda on a machine that has it") from error
-    probe = out / "runs" / ".probe"
-    write_whole(probe, b"")
-    probe.unlink()
 
 
 def main(arguments: list[str] | None = None) -> None:
     flags, configs = parse(arguments)
     first, console = configs[0], Console()
+    torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats itself
     figure = flags.out / f"{first.task}-{'compare' if flags.mode == 'all' else flags.mode}.png"
     logs = [run_path(flags.out, config, ".jsonl") for config in configs]
+    if flags.explain:
+        from plots.credit import explain  # the figure's script, which imports this file
+        console.say(explain(flags.explain, first, flags.out, flags.device))
+        return
     if flags.plot_only:
         draw([read_log(log) for log in logs], figure)
     else:
-        check_machine(flags.device, flags.out)
+        if flags.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no GPU here; --device cpu needs none")
+        write_whole(probe := flags.out / "runs" / ".writable", b"")  # better to fail now than after the base
+        probe.unlink()
         if not flags.resume:
             for config in configs:
                 set_aside(config, flags.out)
-        torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats itself
+        def tell(record):
+            console.say(record_line(record))
+            draw([read_log(logs[0])], figure)
+
+        def watch(world, step, problem, rollout, reward, credit):
+            if flags.watch and step % flags.watch == 0:
+                console.say(f"step {step}: {world.task.show(problem)}, reward {reward[0]:.0f}; tokens, and A_t below")
+                tokens = [world.tokenizer.decode([token])[-5:] for token in rollout.tokens[0].tolist()]
+                cells = list(zip(tokens, credit[0].tolist()))[:int(rollout.mask[0].sum())]
+                for row in (cells[i:i + 15] for i in range(0, len(cells), 15)):
+                    console.say("".join(f"{token:>5}" for token, _ in row) + "\n" + "".join(painted(value) for _, value in row))
+
         if len(configs) > 1:
             run_side_by_side(configs, flags, figure, console)
         else:
             console.say(introduce(first, flags.device, console.progress))
-            for record in run(first, flags.out, flags.device, console.progress):
-                console.say(record_line(record))
-                draw([read_log(logs[0])], figure)
+            run(first, flags.out, flags.device, console.progress, tell, watch)
     console.say(f"figure {figure}\nlogs   {logs[0]}" + (f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""))
 
 
 if __name__ == "__main__":
+    sys.modules["rlsd"] = sys.modules["__main__"]  # for plots/credit.py, which imports this file
     try:
         main()
     except UserError as error:

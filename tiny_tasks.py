@@ -12,7 +12,7 @@ nothing". After `=` stands the answer, and the full stop ends the response: the 
 The key is the answer, written in columns as well. Problem, key and working all take two characters a column, so that
 a column's digits are always the same distance away; with a key written `[0834]` the model never learns to read all of it.
 
-To add a task: subclass Task, fill in the attributes and the six methods that raise NotImplementedError,
+To add a task: subclass Task, fill in the attributes and the seven methods that raise NotImplementedError,
 and put the class in TASKS. `python rlsd.py --task NAME` then trains every mode on it.
 """
 
@@ -80,6 +80,10 @@ class Task:
 
     def show(self, problem: tuple) -> str:
         """The problem as a person would write it."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> tuple:
+        """The problem that a person wrote, as show() writes it; ValueError says what is wrong with it."""
         raise NotImplementedError
 
     def leaks(self, response: str) -> bool:
@@ -159,6 +163,11 @@ class Carry(Task):
 
     def show(self, problem):
         return f"{problem[0]}+{problem[1]}"
+
+    def read(self, text):
+        if not re.fullmatch(rf"[0-9]{{1,{self.digits}}}\+[0-9]{{1,{self.digits}}}", text):
+            raise ValueError(f"write it like 478+356, with at most {self.digits} digits a number (--digits)")
+        return tuple(map(int, text.split("+")))
 
 
 TASKS = {task.name: task for task in (Carry,)}

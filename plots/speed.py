@@ -1,0 +1,111 @@
+"""Where a step's time goes, beside a bare loop of the same matrix products: python -m plots.speed [--out plots].
+
+The arithmetic of a part is 2 x parameters x tokens FLOP forward, three times that with the gradient; embedding and
+attention scores are left out. The yardstick multiplies matrices of the very shapes that the part multiplies, and does
+nothing else. What a part takes above its yardstick is everything that is no matrix product.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+
+import rlsd
+
+REPEATS = 15
+
+
+def seconds(work) -> float:
+    """The median of REPEATS calls, after two that warm up."""
+    taken = []
+    for _ in range(REPEATS + 2):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return median(taken[2:])
+
+
+def products(model: rlsd.GPT, rows: list[int], gradient: bool):
+    """A bare loop over the products of every weight with `rows` tokens a call, and the FLOP in it."""
+    work, flop = [], 0
+    for weight in [parameter.detach() for name, parameter in model.named_parameters() if "embedding" not in name]:
+        for count in rows:
+            x, y = torch.randn(count, weight.shape[1]), torch.randn(count, weight.shape[0])
+            work.append((x, weight.T))
+            work += [(y, weight), (y.T, x)] if gradient else []
+            flop += 2 * weight.numel() * count * (3 if gradient else 1)
+    return lambda: [a @ b for a, b in work], flop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("plots"))
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    config = rlsd.Config(mode="rlsd")
+    world = rlsd.World(config.make_task())
+    student = rlsd.cached_model(world, "base", 0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-9, fused=True)
+    exam_problems, exam_keys = world.exam()
+    problems, keys = exam_problems[:config.problems], exam_keys[:config.problems]
+    covered, opened = world.prompts(problems), world.prompts(problems, keys)
+    generator = torch.Generator().manual_seed(0)
+    rollout = world.sample(student, covered, config.group_size, generator)
+    reward, tokens = world.reward(problems, rollout.texts), rollout.tokens
+    rows, length = tokens.shape
+
+    def teacher():
+        with torch.no_grad():
+            return rlsd.response_logp(student, opened, tokens)
+
+    teacher_logp = teacher()
+
+    def update():
+        student_logp = rlsd.response_logp(student, covered, tokens)
+        loss, _ = rlsd.method_loss("rlsd", rollout, reward, student_logp, teacher_logp, config.group_size, "reverse_kl", 0.2, 0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+
+    def text():
+        world.reward(problems, world.sample(student, covered, config.group_size, generator).texts)
+
+    asked, answered = covered.numel(), rows * (length - 1)
+    parts = {"sampling": (text, products(student, [asked] + [rows] * (length - 1), False)),
+             "teacher": (teacher, products(student, [opened.numel(), answered], False)),
+             "update": (update, products(student, [asked, answered], True))}
+    square = torch.randn(1024, 1024)
+    peak = 2 * 1024**3 / seconds(lambda: square @ square) / 1e9
+    took = {name: (seconds(work), seconds(bare), flop) for name, (work, (bare, flop)) in parts.items()}
+    evaluation = seconds(lambda: rlsd.evaluate("rlsd", world, student, student)) / config.evaluate_every
+    step = sum(part[0] for part in took.values())
+    print(f"a 1024-square product: {peak:.0f} GFLOP/s on one thread")
+    print(f"sampling: {rollout.mask.sum() / took['sampling'][0]:.0f} tokens a second")
+    print("part       seconds  of a step  bare products  ratio  GFLOP  of the 1024 rate")
+    for name, (whole, bare, flop) in took.items():
+        print(f"{name:9} {whole:8.4f} {whole / step:9.0%} {bare:14.4f} {whole / bare:7.1f} {flop / 1e9:6.2f} {flop / whole / 1e9 / peak:8.0%}")
+    bare = sum(part[1] for part in took.values())
+    print(f"step      {step:8.4f} {1:9.0%} {bare:14.4f} {step / bare:7.1f}")
+    print(f"evaluation, spread over {config.evaluate_every} steps: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for height, (name, (whole, bare_part, _)) in enumerate(took.items()):
+        axes.barh(height, 1e3 * whole, color="#56B4E9")
+        axes.barh(height, 1e3 * bare_part, color="#0072B2")
+        axes.text(1e3 * whole, height, f"  {whole / bare_part:.1f} x its products", va="center")
+    axes.set_yticks(range(len(took)), list(took))
+    axes.set(xlabel="milliseconds a step (dark: the matrix products alone)", xlim=(0, 1.35e3 * max(part[0] for part in took.values())))
+    axes.set_title(f"A step takes {1e3 * step:.0f} ms, {step / bare:.1f} times its matrix products", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "speed.png")
+    print(f"figure {out / 'speed.png'}")
+
+
+if __name__ == "__main__":
+    main()

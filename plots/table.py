@@ -1,0 +1,44 @@
+"""The README's tables, from the logs alone: python -m plots.table [folder of a sweep, default plots/reference]."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from rlsd import MODES, NAMES, curves_of, read_log
+
+COLUMNS = ("method", "accuracy at step 0", "highest", "at the end", "mean over the run", "leakage, highest", "leakage at the end",
+           "KL at step 0", "KL, lowest", "KL at the end")
+
+
+def spread(values: np.ndarray, digits: int = 3) -> str:
+    """The mean over seeds, and the lowest and highest seed."""
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+
+
+def table(folder: Path) -> list[str]:
+    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
+    rows = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for mode in MODES:
+        accuracy, leakage, kl = (curves[mode][key] for key in ("accuracy", "leakage", "kl"))
+        cells = (accuracy[:, 0], accuracy.max(1), accuracy[:, -1], accuracy.mean(1), leakage.max(1), leakage[:, -1],
+                 kl[:, 0], kl.min(1), kl[:, -1])
+        rows.append(f"| {NAMES[mode]} | " + " | ".join(map(spread, cells)) + " |")
+    return rows
+
+
+def compare(folder: Path, first: str = "rlsd", second: str = "rlvr") -> list[str]:
+    """The lead of one mode over another, paired by seed, and the steps to where the other ends (mean curves)."""
+    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
+    lead = curves[first]["accuracy"].mean(1) - curves[second]["accuracy"].mean(1)
+    steps, goal = curves[first]["step"][0], curves[second]["accuracy"].mean(0)[-1]
+    reached = [int(step) for step, value in zip(steps, curves[first]["accuracy"].mean(0)) if value >= goal]
+    return [f"{NAMES[first]} over {NAMES[second]}, mean accuracy over the run, a seed each: "
+            + ", ".join(f"{value:+.3f}" for value in lead) + f"; mean {lead.mean():+.3f}",
+            f"{NAMES[second]} ends at {goal:.3f}; {NAMES[first]} is there "
+            + (f"after {reached[0]} of {int(steps[-1])} steps" if reached else "never")]
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1] if len(sys.argv) > 1 else "plots/reference")
+    print("\n".join([*table(where), "", *compare(where)]))
