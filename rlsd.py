@@ -657,18 +657,22 @@ def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
             else:
                 axes.fill_between(x[0], y.min(0), y.max(0), color=COLOURS[mode], alpha=0.15, linewidth=0)
             ends[mode] = (x.mean(0)[-1], y.mean(0)[-1])
-        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_title(title, loc="left", fontsize=10)
         axes.set(xlabel=AXIS[across], ylabel=AXIS[up], xlim=(0, 1.02) if panel == "both" else (0, max(config.steps, 1)))
         axes.set_ylim(-0.02 if panel == "both" else 0, None if panel == "kl" else 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        height, gap = -math.inf, 0.06 * axes.get_ylim()[1]
-        for mode in sorted(ends, key=lambda mode: ends[mode][1]):  # from below, each name clear of the one before
-            height = max(height + gap, ends[mode][1])
-            axes.annotate(NAMES[mode], (ends[mode][0], height), (10, 0), textcoords="offset points", va="center",
+        top, low, high = axes.get_ylim()[1], -math.inf, math.inf
+        for mode in sorted(ends, key=lambda mode: abs(ends[mode][1] - top / 2), reverse=True):  # names from either edge inwards
+            x, height = ends[mode]
+            if height < top / 2:
+                height = low = max(height, low + 0.06 * top)
+            else:
+                height = high = min(height, high - 0.06 * top)
+            axes.annotate(NAMES[mode], (x, height), (10, 0), textcoords="offset points", va="center",
                           color=COLOURS[mode], fontweight="bold", annotation_clip=False)
         if panel == "both":
-            axes.text(0.02, 0.98, "white dot: the base\nfull dot: the end", transform=axes.transAxes, va="top", color="#444444")
+            axes.text(1, 1, "white dot: the base\nfull dot: the end", transform=axes.transAxes, va="top", ha="right", color="#444444")
     noise = f", verifier noise {config.verifier_noise:g}" if config.verifier_noise else ""
     spread = f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else f"seed {config.seed}"
     figure.suptitle(f"{config.task}: {', '.join(NAMES[mode] for mode in curves)}{noise}; {spread}")
