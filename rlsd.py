@@ -71,7 +71,7 @@ class Config:
     task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", tuple(TASKS))
     seed: int = setting(0, "seed of the base and of the run", (0, 10**9))
     digits: int = setting(4, "columns of an addition", (2, 10))
-    slip: float = setting(0.5, "homework: probability that a carry is forgotten", (0, 1))
+    slip: float = setting(0.6, "homework: probability that a carry is forgotten", (0, 1))
     cite: float = setting(0.3, "homework: share that copies the key when it is open", (0, 1))
     steps: int = setting(160, "training steps, one update each", (0, 10**6))
     problems: int = setting(16, "problems a step (paper: 32; its released script: 256)", (1, 10**4))

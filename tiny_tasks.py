@@ -121,7 +121,7 @@ class Carry(Task):
     DIGIT_SLIP = 0.25
     COVERED_CITE = 0.002
 
-    def __init__(self, digits: int = 4, slip: float = 0.5, cite: float = 0.3):
+    def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
         self.digits, self.slip, self.cite = digits, slip, cite
         self.response_length = 2 * digits + 1 + (digits + 1) + 1  # columns, "=", the answer, the end
 
