@@ -148,6 +148,8 @@ def read_log(path: Path) -> tuple[Config, list[dict]]:
     with distrust(path):
         first, *records = [json.loads(line) for line in path.read_text().splitlines()]
         config = Config(**first["config"])
+        if not records:
+            raise ValueError
         for record in records:
             if record["mode"] != config.mode or not all(math.isfinite(record[key]) for key in MEASURED):
                 raise ValueError
@@ -361,13 +363,14 @@ def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress:
     return model
 
 
-def cached_model(world: World, kind: str, seed: int, progress: Callable = no_progress) -> GPT:
+def cached_model(config: Config, kind: str, device: str = "cpu", progress: Callable = no_progress) -> GPT:
     """The `base`, or OPD's `teacher`: from the cache, or trained now and put there.
 
     The file's name is a fingerprint of all it depends on, this file's relevant code included: whoever changes the
     corpus or the model gets a new base, whoever changes Eq 15 keeps the old one.
     """
     size, homework_steps = {"base": ({}, 600), "teacher": ({"width": 144}, 0)}[kind]
+    world, seed = World(config.make_task(), device), config.seed
     model = world.new_model(seed, **size)
     parts = (inspect.getmodule(Task), Block, GPT, once_per_problem, World, orthogonal, pretrain, cached_model)
     depends = json.dumps([kind, seed, vars(world.task), world.device, torch.__version__, *map(inspect.getsource, parts)])
@@ -586,8 +589,8 @@ def run(config: Config, out: Path, device: str, progress: Callable = no_progress
         tell: Callable = no_progress, watch: Callable = no_progress) -> None:
     """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record."""
     world = World(config.make_task(), device)
-    base = cached_model(world, "base", config.seed, progress)
-    opd_teacher = cached_model(world, "teacher", config.seed, progress) if config.mode == "opd" else None
+    base = cached_model(config, "base", device, progress)
+    opd_teacher = cached_model(config, "teacher", device, progress) if config.mode == "opd" else None
     log, checkpoint, records = run_path(out, config, ".jsonl"), run_path(out, config, ".pt"), []
     if checkpoint.exists():
         logged, records = read_log(log)
@@ -720,7 +723,7 @@ def painted(credit: float) -> str:
 def introduce(config: Config, device: str, progress: Callable = no_progress) -> str:
     """Makes the base; one problem with the key covered and open, and the four numbers that describe the base."""
     world = World(config.make_task(), device)
-    base = cached_model(world, "base", config.seed, progress)
+    base = cached_model(config, "base", device, progress)
     (problem, *_), (key, *_) = world.exam()
     lines = [f"seed {config.seed}: the base answers {world.task.show(problem)} ({key})"]
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -733,10 +736,6 @@ def introduce(config: Config, device: str, progress: Callable = no_progress) -> 
     lines.append(f"  right {number['key_accuracy']:.3f} with the key open, {number['accuracy']:.3f} covered; "
                  f"cites {number['key_citing']:.3f} open, {number['leakage']:.3f} covered")
     return "\n".join(lines)
-
-
-def prepare_teacher(config: Config, device: str) -> None:
-    cached_model(World(config.make_task(), device), "teacher", config.seed)
 
 
 def worker_begins() -> None:
@@ -756,7 +755,7 @@ def run_side_by_side(configs: list[Config], flags: argparse.Namespace, figure: P
     if ranks > 1:
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     prepare = [(introduce, config, flags.device) for config in {config.seed: config for config in configs}.values()]
-    prepare += [(prepare_teacher, config, flags.device) for config in configs if config.mode == "opd"]
+    prepare += [(cached_model, config, "teacher", flags.device) for config in configs if config.mode == "opd"]
     told = {run_path(flags.out, config, ".jsonl"): 0 for config in configs}
 
     def look():
@@ -778,8 +777,9 @@ def run_side_by_side(configs: list[Config], flags: argparse.Namespace, figure: P
                 waiting = {pool.submit(*work) for work in phase[rank::ranks]}
                 while waiting:
                     done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                    for text in filter(None, [future.result() for future in done]):
-                        console.say(text)
+                    for result in [future.result() for future in done]:
+                        if isinstance(result, str):
+                            console.say(result)
                     if rank == 0 and phase is not prepare:
                         look()
                 if ranks > 1:
@@ -831,7 +831,11 @@ def main(arguments: list[str] | None = None) -> None:
         console.say(explain(flags.explain, first, flags.out, flags.device))
         return
     if flags.plot_only:
-        draw([read_log(log) for log in logs], figure)
+        read = [read_log(log) for log in logs]
+        for log, (config, _) in zip(logs, read):
+            if replace(config, mode=first.mode, seed=first.seed) != replace(read[0][0], mode=first.mode, seed=first.seed):
+                raise UserError(f"{log} was made with other settings than {logs[0]}")
+        draw(read, figure)
     else:
         if flags.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch finds no GPU here; --device cpu needs none")
@@ -840,6 +844,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not flags.resume:
             for config in configs:
                 set_aside(config, flags.out)
+
         def tell(record):
             console.say(record_line(record))
             draw([read_log(logs[0])], figure)

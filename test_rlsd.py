@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import rlsd
+from plots.table import compare, table
 from tiny_tasks import SEE_KEY, TASKS, Carry, Tokenizer
 
 torch.set_num_threads(1)
@@ -300,6 +301,21 @@ def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["rlsd", "opsd"])
+def test_plot_only_refuses_logs_that_do_not_belong_together(runs, tmp_path):
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    log = tmp_path / "runs" / "carry-opd-s1.jsonl"
+    log.write_text(log.read_text().replace('"lr": 0.0002', '"lr": 0.001'))
+    with pytest.raises(rlsd.UserError, match="carry-opd-s1.jsonl was made with other settings"):
+        rlsd.main(["--mode", "all", "--seeds", "2", "--plot-only", "--out", str(tmp_path)])
+
+
+def test_a_worker_that_cannot_go_on_ends_the_sweep_in_one_line(runs, tmp_path):
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "carry-opsd-s0.pt").write_bytes(b"damaged")
+    done = start("--mode", "all", "--seeds", 2, "--out", tmp_path, *TINY, "--resume")
+    assert done.returncode == 2 and re.fullmatch(r"rlsd\.py: .*carry-opsd-s0.pt is damaged[^\n]*\n", done.stderr)
+
+
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mode):
     many = [*TINY, "--steps", "40"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -354,6 +370,24 @@ def test_bad_input_ends_with_exit_code_2_and_one_line_on_standard_error(flags, t
     assert done.returncode == 2 and done.stdout == "" and re.fullmatch(r"rlsd\.py: [^\n]+\n", done.stderr)
 
 
+def test_ten_thousand_random_command_lines_are_read_or_refused_in_one_line():
+    rng, names = random.Random(0), [f"--{field.name.replace('_', '-')}" for field in rlsd.fields(rlsd.Config)]
+    words = [*names, "--seeds", "--out", "--device", "--watch", "--explain", "--resume", "--plot-only", "--help=1", "-x", "", "--", "é",
+             "0", "1", "-1", "0.5", "nan", "inf", "1e999", "9" * 40, "all", *rlsd.MODES, "jsd", "carry", "cpu", "\0", "\ud800"]
+    for _ in range(10_000):
+        try:
+            rlsd.parse([rng.choice(words) for _ in range(rng.randrange(6))])
+        except rlsd.UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", rlsd.MODES)
+def test_every_mode_runs_on_a_gpu(tmp_path, mode):
+    done = start("--mode", mode, "--device", "cuda", "--out", tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr
+
+
 class Hostile:
     def __reduce__(self):
         return os.mkdir, ("hostile code ran",)
@@ -377,7 +411,7 @@ def test_damaged_and_foreign_logs_are_refused_in_one_line(runs, tmp_path):
     path, rng = tmp_path / "log.jsonl", random.Random(0)
     config, records = rlsd.read_log(runs / "runs" / "carry-rlsd-s0.jsonl")
     assert config.mode == "rlsd" and len(records) == 4
-    bad = ["", "{}", "null", "[" * 9999, lines[1], lines[0] + lines[1][:40], lines[0] + "{}\n", lines[0] + "NaN\n",
+    bad = ["", lines[0], "{}", "null", "[" * 9999, lines[1], lines[0] + lines[1][:40], lines[0] + "{}\n", lines[0] + "NaN\n",
            lines[0].replace("rlsd", "grpo"), lines[0].replace('"steps": 3', '"steps": "3"'), lines[0].replace("3", "-3"),
            lines[0] + re.sub(r'"kl": [0-9.]+', '"kl": NaN', lines[1]), lines[0] + lines[1].replace("rlsd", "opsd")]
     whole = "".join(lines)
@@ -424,3 +458,54 @@ def test_the_readmes_equations_name_functions_that_cite_them():
     assert len(rows) >= 6
     for equation, name in rows:
         assert f"Eq {equation}" in getattr(rlsd, name).__doc__
+
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"python ((?:rlsd\.py|-m plots\.\w+)[^`\n]*?)(?:  |`|\n)", README)) - {"rlsd.py --task NAME"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_runs_at_a_toy_size(runs, tmp_path, command):
+    words = [word.strip('"') for word in command.split()]
+    if words[0] == "rlsd.py":
+        words = ["--explain" if word == "--explain" else word.replace("478+356", "78+56") for word in words] + [*TINY, "--out", tmp_path]
+        if "--seeds" in words:
+            words += ["--seeds", "2"]
+    elif words[1] != "plots.table":
+        words += ["--out", tmp_path, "--digits", "2"] + (["--problem", "78+56"] if words[1] == "plots.credit" else [])
+    done = subprocess.run([sys.executable, *map(str, words)], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and all(len(line) <= 80 or line.startswith(("|", "RLSD over")) for line in
+                                     done.stdout.replace(str(tmp_path), "").splitlines())
+
+
+@pytest.mark.parametrize("folder", ["plots/reference", "plots/reference/noisy"])
+def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
+    for row in table(ROOT / folder):
+        assert row in README
+
+
+def test_the_committed_logs_show_what_the_readme_claims():
+    def of(folder):
+        return rlsd.curves_of([rlsd.read_log(path) for path in sorted((ROOT / folder / "runs").glob("*.jsonl"))])
+
+    exact, noisy = of("plots/reference"), of("plots/reference/noisy")
+    assert all(len(curve["step"]) == 5 for sweep in (exact, noisy) for curve in sweep.values())
+    for mode in ("rlvr", "rlsd", "opd"):
+        assert (exact[mode]["accuracy"][:, -1] >= 0.85).all() and (exact[mode]["leakage"][:, -1] < 0.01).all()
+    accuracy, kl = exact["opsd"]["accuracy"], exact["opsd"]["kl"]
+    third = exact["opsd"]["step"][0] <= 160 / 3
+    assert (accuracy[:, third].max(1) - accuracy[:, 0] >= 0.2).all()
+    assert (accuracy.max(1) - accuracy[:, -1] >= 0.2).all() and (exact["opsd"]["leakage"][:, -1] > 0.2).all()
+    assert (exact["opd"]["kl"][:, -1] < 0.1 * exact["opd"]["kl"][:, 0]).all()
+    assert kl.mean(0).min() > 0.2 * kl.mean(0)[0] and (kl[:, -1] > 0.5 * kl[:, 0]).all()
+    lead = noisy["rlsd"]["accuracy"].mean(1) - noisy["rlvr"]["accuracy"].mean(1)
+    goal = noisy["rlvr"]["accuracy"].mean(0)[-1]
+    reached = noisy["rlsd"]["step"][0][noisy["rlsd"]["accuracy"].mean(0) >= goal]
+    assert (lead > 0).all() and lead.mean() >= 0.05 and (noisy["rlsd"]["leakage"][:, -1] < 0.02).all()
+    assert reached[0] <= 160 * 2 / 3
+    for sweep in (exact, noisy):
+        first = sweep["rlvr"]
+        assert (first["key_accuracy"][:, 0] >= 0.9).all() and (first["leakage"][:, 0] < 0.01).all()
+        assert ((0.3 <= first["accuracy"][:, 0]) & (first["accuracy"][:, 0] <= 0.6)).all()
+    assert all(line in README for line in compare(ROOT / "plots/reference/noisy"))

@@ -23,7 +23,7 @@ SAMPLES = 64
 def model_of(config: rlsd.Config, out: Path, world: World) -> tuple[rlsd.GPT, str]:
     """The run's checkpoint, or the base if there is none, and what to call it."""
     checkpoint = rlsd.run_path(out, config, ".pt")
-    model = rlsd.cached_model(world, "base", config.seed)
+    model = rlsd.cached_model(config, "base", world.device)
     if not checkpoint.exists():
         return model, f"the base of seed {config.seed} (no {checkpoint})"
     with rlsd.distrust(checkpoint):
@@ -80,10 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("plots"))
     parser.add_argument("--problem", default="4786+3567")
+    parser.add_argument("--digits", type=int, default=4)
     flags = parser.parse_args()
-    config = rlsd.Config(eps_w=1.0, lam=1.0)
+    torch.set_num_threads(1)
+    config = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0)
     world = World(config.make_task())
-    model = rlsd.cached_model(world, "base", 0)
+    model = rlsd.cached_model(config, "base")
     found = credits(config, world, model, world.task.read(flags.problem))
     figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
     for axes, response in zip(figure.subplots(2, 1), found):
@@ -93,7 +95,7 @@ def main() -> None:
             for column, value in enumerate(values):
                 axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > 2 else "black")
         axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(len(SHOWN) - 0.5, -0.5))
-        axes.set_xticks(range(len(values)), [token.strip("<>") for token in response["tokens"]], family="monospace")
+        axes.set_xticks(range(len(values)), [token.strip("<>")[-3:] for token in response["tokens"]], family="monospace")
         axes.set_yticks(range(len(SHOWN)), [NAMES[mode] for mode in SHOWN])
         axes.set_title(f"{flags.problem}, a {response['verdict']} response: A_t of each token", loc="left")
         axes.tick_params(length=0)

@@ -43,11 +43,12 @@ def products(model: rlsd.GPT, rows: list[int], gradient: bool):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("plots"))
-    out = parser.parse_args().out
+    parser.add_argument("--digits", type=int, default=4)
+    flags = parser.parse_args()
     torch.set_num_threads(1)
-    config = rlsd.Config(mode="rlsd")
+    config = rlsd.Config(mode="rlsd", digits=flags.digits)
     world = rlsd.World(config.make_task())
-    student = rlsd.cached_model(world, "base", 0)
+    student = rlsd.cached_model(config, "base")
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-9, fused=True)
     exam_problems, exam_keys = world.exam()
     problems, keys = exam_problems[:config.problems], exam_keys[:config.problems]
@@ -102,9 +103,9 @@ def main() -> None:
     axes.set(xlabel="milliseconds a step (dark: the matrix products alone)", xlim=(0, 1.35e3 * max(part[0] for part in took.values())))
     axes.set_title(f"A step takes {1e3 * step:.0f} ms, {step / bare:.1f} times its matrix products", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "speed.png")
-    print(f"figure {out / 'speed.png'}")
+    flags.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(flags.out / "speed.png")
+    print(f"figure {flags.out / 'speed.png'}")
 
 
 if __name__ == "__main__":
