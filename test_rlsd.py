@@ -300,7 +300,6 @@ def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
     assert (tmp_path / "carry-compare.png").read_bytes() == (runs / "carry-compare.png").read_bytes()
 
 
-@pytest.mark.parametrize("mode", ["rlsd", "opsd"])
 def test_plot_only_refuses_logs_that_do_not_belong_together(runs, tmp_path):
     shutil.copytree(runs / "runs", tmp_path / "runs")
     log = tmp_path / "runs" / "carry-opd-s1.jsonl"
@@ -316,6 +315,7 @@ def test_a_worker_that_cannot_go_on_ends_the_sweep_in_one_line(runs, tmp_path):
     assert done.returncode == 2 and re.fullmatch(r"rlsd\.py: .*carry-opsd-s0.pt is damaged[^\n]*\n", done.stderr)
 
 
+@pytest.mark.parametrize("mode", ["rlsd", "opsd"])
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mode):
     many = [*TINY, "--steps", "40"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
