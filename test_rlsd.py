@@ -120,6 +120,21 @@ def test_credit_never_flips_the_sign_of_the_advantage_and_is_finite_for_extreme_
     assert (credit.abs() <= 1.5 * (1 + eps_w) + 1e-6).all()
 
 
+def test_a_token_that_all_of_a_group_share_is_pushed_by_eq_15_and_by_nothing_else():
+    """For all rewards of a group of 6: RLVR 0; Eq 15 lam sqrt(p (1 - p)) (w+ - w-); the unsigned weight exp(|gain|) 0."""
+    for number in range(1, 2**6 - 1):
+        reward = torch.tensor([float(number >> i & 1) for i in range(6)], dtype=torch.float64)
+        advantage, p = rlsd.group_advantage(reward, 6), float(reward.mean())
+        for gain in (-2.0, -0.1, 0.1, 0.5, 2.0):
+            shared = torch.full((6, 1), gain, dtype=torch.float64)
+            credit = rlsd.rlsd_token_advantage(shared, advantage, eps_w=1.0, lam=0.7)
+            up, down = min(math.exp(gain), 2.0), min(math.exp(-gain), 2.0)
+            assert credit.mean().item() == pytest.approx(0.7 * math.sqrt(p * (1 - p)) * (up - down), abs=1e-9)
+            assert abs(credit.mean().item()) > 1e-3 and credit.mean().item() * gain > 0  # always towards the teacher
+            assert abs(advantage.mean().item()) < 1e-9
+            assert abs((advantage.unsqueeze(-1) * shared.abs().exp()).mean().item()) < 1e-9
+
+
 def world_and_model():
     world = rlsd.World(Carry(3))
     model = world.new_model(0)

@@ -93,6 +93,14 @@ def main() -> None:
     print(f"step      {step:8.4f} {1:9.0%} {bare:14.4f} {step / bare:7.1f}")
     print(f"evaluation, spread over {config.evaluate_every} steps: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
 
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        text(), teacher(), update()
+    operations = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in operations)
+    print("the costliest operations of a step (their own time, the profiler's overhead included)")
+    for event in operations[:10]:
+        print(f"  {event.key[:40]:40} {event.count:5} calls {event.self_cpu_time_total / 1e3:8.2f} ms {event.self_cpu_time_total / total:5.0%}")
+
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
     for height, (name, (whole, bare_part, _)) in enumerate(took.items()):
