@@ -780,7 +780,9 @@ def run_side_by_side(configs: list[Config], flags: argparse.Namespace, figure: P
                     for result in [future.result() for future in done]:
                         if isinstance(result, str):
                             console.say(result)
-                    if rank == 0 and phase is not prepare:
+                    if rank == 0 and phase is prepare:
+                        console.progress("bases and teachers", len(phase) - len(waiting), len(phase))
+                    elif rank == 0:
                         look()
                 if ranks > 1:
                     torch.distributed.barrier()

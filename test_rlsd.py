@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,17 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mo
     assert (killed / f"{log}.jsonl").read_bytes() == (whole / f"{log}.jsonl").read_bytes()
     ends = [rlsd.read_checkpoint(out / f"{log}.pt")["student"] for out in (whole, killed)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_to_the_same_bytes(runs, tmp_path):
+    def small_files_only():  # the log fits, the checkpoint does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = start("--mode", "rlvr", "--out", tmp_path, *TINY, preexec_fn=small_files_only)
+    assert done.returncode == 2 and re.fullmatch(r"rlsd\.py: cannot write [^\n]*\n", done.stderr)
+    assert start("--mode", "rlvr", "--out", tmp_path, *TINY, "--resume").returncode == 0
+    log = "runs/carry-rlvr-s0.jsonl"
+    assert (tmp_path / log).read_bytes() == (runs / log).read_bytes()
 
 
 def test_two_ranks_of_torchrun_share_the_runs_and_write_the_same_bytes(runs, tmp_path):
