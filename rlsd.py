@@ -33,6 +33,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -135,7 +136,8 @@ def distrust(path: Path):
 
 def read_checkpoint(path: Path) -> dict:
     """Tensors and numbers; weights_only refuses a pickle that would run code."""
-    with distrust(path):
+    with distrust(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on what a damaged file might be
         return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
@@ -864,7 +866,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             console.say(introduce(first, flags.device, console.progress))
             run(first, flags.out, flags.device, console.progress, tell, watch)
-    console.say(f"figure {figure}\nlogs   {logs[0]}" + (f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""))
+    if os.environ.get("RANK", "0") == "0":
+        console.say(f"figure {figure}\nlogs   {logs[0]}" + (f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""))
 
 
 if __name__ == "__main__":

@@ -331,22 +331,21 @@ def test_a_worker_that_cannot_go_on_ends_the_sweep_in_one_line(runs, tmp_path):
     assert done.returncode == 2 and re.fullmatch(r"rlsd\.py: .*carry-opsd-s0.pt is damaged[^\n]*\n", done.stderr)
 
 
-@pytest.mark.parametrize("mode", ["rlsd", "opsd"])
-def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mode):
-    many = [*TINY, "--steps", "40"]
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mode="rlsd"):
+    many = [*TINY, "--steps", "10"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start("--mode", mode, "--out", whole, *many).returncode == 0
     log, rng = f"runs/carry-{mode}-s0", random.Random(mode)
     for attempt in range(3):
         process = subprocess.Popen([sys.executable, ROOT / "rlsd.py", "--mode", mode, "--out", killed, *many,
                                     *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True)
-        for _ in range(6 + rng.randrange(8)):  # the first lines describe the base
+        for _ in range(6 + rng.randrange(3)):  # the first lines describe the base
             process.stdout.readline()
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL if attempt else signal.SIGINT)
         process.communicate()
         assert process.returncode == (-signal.SIGKILL if attempt else 130)
-    assert 0 < len((killed / f"{log}.jsonl").read_text().splitlines()) < 42
+    assert 0 < len((killed / f"{log}.jsonl").read_text().splitlines()) < 12
     refused = start("--mode", mode, "--out", killed, *many, "--lr", "0.001", "--resume")
     assert refused.returncode == 2 and "--lr 0.0002, not 0.001" in refused.stderr
     assert start("--mode", mode, "--out", killed, *many, "--resume").returncode == 0
@@ -367,7 +366,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_to_the_same_bytes(run
 
 
 def test_two_ranks_of_torchrun_share_the_runs_and_write_the_same_bytes(runs, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", ROOT / "rlsd.py",
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "rlsd.py",
                            "--mode", "all", "--seeds", "2", "--out", tmp_path, *TINY], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for log in sorted((runs / "runs").glob("*.jsonl")):
@@ -464,15 +463,18 @@ def test_nothing_is_lost_when_a_file_cannot_be_written(tmp_path):
     assert path.read_text() == "earlier"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(monkeypatch):
     config = rlsd.Config(mode="opsd", digits=2, steps=2, problems=2)
     world = rlsd.World(config.make_task())
-    base = world.new_model(0)
-    with torch.no_grad():
-        base.head.weight.mul_(1e38)
-    with pytest.raises(rlsd.UserError, match="at step 1"):
-        for _ in rlsd.train(config, world, base, None):
-            config = None
+    true, calls = rlsd.divergence, []
+
+    def breaks_in_the_second_step(*arguments):
+        calls.append(arguments)
+        return true(*arguments) * (math.nan if len(calls) == 3 else 1)  # the first call is the evaluation at step 0
+
+    monkeypatch.setattr(rlsd, "divergence", breaks_in_the_second_step)
+    with pytest.raises(rlsd.UserError, match="at step 2: the run stops here"):
+        list(rlsd.train(config, world, world.new_model(0), None))
 
 
 def test_the_readmes_links_and_pictures_exist():
