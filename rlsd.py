@@ -648,7 +648,8 @@ def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
     from matplotlib.figure import Figure  # takes a second, and workers need none
 
     curves, config, seeds = curves_of(logs), logs[0][0], len({config.seed for config, _ in logs})
-    figure = Figure(figsize=(11, 7.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 7.4), dpi=110)
+    figure.subplots_adjust(left=0.06, right=0.93, top=0.91, bottom=0.07, wspace=0.28, hspace=0.27)  # automatic is slow
     for axes, (panel, title) in zip(figure.subplots(2, 2).flat, findings(curves).items()):
         across, up = ("accuracy", "leakage") if panel == "both" else ("step", panel)
         ends = {}

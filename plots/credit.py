@@ -79,7 +79,7 @@ def explain(text: str, config: rlsd.Config, out: Path, device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("plots"))
-    parser.add_argument("--problem", default="4786+3567")
+    parser.add_argument("--problem", default="4218+3567")
     parser.add_argument("--digits", type=int, default=4)
     flags = parser.parse_args()
     torch.set_num_threads(1)
