@@ -340,7 +340,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(runs, tmp_path, mo
     for attempt in range(3):
         process = subprocess.Popen([sys.executable, ROOT / "rlsd.py", "--mode", mode, "--out", killed, *many,
                                     *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True)
-        for _ in range(6 + rng.randrange(2)):  # the first lines describe the base
+        for _ in range(7 + rng.randrange(2)):  # the first lines describe the base
             process.stdout.readline()
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL if attempt else signal.SIGINT)

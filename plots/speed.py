@@ -6,6 +6,7 @@ nothing else. What a part takes above its yardstick is everything that is no mat
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 from statistics import median
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("plots"))
     parser.add_argument("--digits", type=int, default=4)
     flags = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own remarks
     torch.set_num_threads(1)
     config = rlsd.Config(mode="rlsd", digits=flags.digits)
     world = rlsd.World(config.make_task())
@@ -86,18 +88,18 @@ def main() -> None:
     step = sum(part[0] for part in took.values())
     print(f"a 1024-square product: {peak:.0f} GFLOP/s on one thread")
     print(f"sampling: {rollout.mask.sum() / took['sampling'][0]:.0f} tokens a second")
-    print("part       seconds  of a step  bare products  ratio  GFLOP  of the 1024 rate")
+    print("part      seconds  of a step  bare products  ratio  GFLOP  of the 1024 rate")
     for name, (whole, bare, flop) in took.items():
-        print(f"{name:9} {whole:8.4f} {whole / step:9.0%} {bare:14.4f} {whole / bare:7.1f} {flop / 1e9:6.2f} {flop / whole / 1e9 / peak:8.0%}")
+        print(f"{name:8} {whole:8.4f} {whole / step:10.0%} {bare:14.4f} {whole / bare:6.1f} {flop / 1e9:6.2f} {flop / whole / 1e9 / peak:9.0%}")
     bare = sum(part[1] for part in took.values())
-    print(f"step      {step:8.4f} {1:9.0%} {bare:14.4f} {step / bare:7.1f}")
-    print(f"evaluation, spread over {config.evaluate_every} steps: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
+    print(f"step     {step:8.4f} {1:10.0%} {bare:14.4f} {step / bare:6.1f}")
+    print(f"evaluation: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         text(), teacher(), update()
     operations = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in operations)
-    print("the costliest operations of a step (their own time, the profiler's overhead included)")
+    print("the costliest operations of a step, their own time")
     for event in operations[:10]:
         print(f"  {event.key[:40]:40} {event.count:5} calls {event.self_cpu_time_total / 1e3:8.2f} ms {event.self_cpu_time_total / total:5.0%}")
 
