@@ -34,8 +34,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -51,15 +51,18 @@ from tiny_tasks import TASKS, Task, Tokenizer
 MODES = ("rlvr", "opd", "opsd", "rlsd")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 CACHE = Path(__file__).parent / ".cache"  # bases and OPD teachers; safe to delete
+RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
 
 
 class UserError(Exception):
     """Something the user can mend. The command line prints it in one line and exits with code 2."""
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Settings. Each is a flag of the command line, and its text is the flag's help.
+def nothing(*_) -> None:
+    """What is done on progress where nobody looks."""
 
+
+# ---- Settings. Each is a flag of the command line, and its text is the flag's help.
 
 def setting(default, text: str, allowed: tuple):
     """allowed: the names, or the lowest and the highest number."""
@@ -102,9 +105,7 @@ class Config:
         return TASKS[self.task](**{name: getattr(self, name) for name in knobs})
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Files: written whole or not at all, and distrusted when they are read.
-
+# ---- Files: written whole or not at all, and distrusted when they are read.
 
 def write_whole(path: Path, content: bytes | dict) -> None:
     """Bytes, or a checkpoint. Writes beside the file and then renames, so that nobody ever sees half a file."""
@@ -158,9 +159,7 @@ def read_log(path: Path) -> tuple[Config, list[dict]]:
         return config, records
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The model: a GPT with rotary positions, pre-norm and a cache of keys and values.
-
+# ---- The model: a GPT with rotary positions, pre-norm and a cache of keys and values.
 
 class Block(nn.Module):
     def __init__(self, width: int, heads: int):
@@ -215,9 +214,7 @@ class GPT(nn.Module):
         return self.head(F.layer_norm(x, x.shape[-1:])), cache
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Rollouts and their log-probabilities. A prompt is read once a problem, and shared by its group of responses.
-
+# ---- Rollouts and their log-probabilities. A prompt is read once a problem, and shared by its group of responses.
 
 class Rollout(NamedTuple):
     tokens: Tensor  # (B, T), rows of one problem side by side
@@ -245,9 +242,7 @@ def of_tokens(logp: Tensor, tokens: Tensor) -> Tensor:
     return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The base: a textbook until it is mastered, then the homework with its habits. OPD's teacher: the textbook only.
-
+# ---- The base: a textbook until it is mastered, then the homework with its habits. OPD's teacher: the textbook only.
 
 class World:
     """A task in tensors: prompts, corpus batches and rewards, on one device."""
@@ -309,10 +304,6 @@ class World:
         return problems, [self.task.reference(problem, rng) for problem in problems]
 
 
-def no_progress(*_) -> None:
-    pass
-
-
 def orthogonal(matrix: Tensor) -> Tensor:
     """The matrix with its singular values brought close to 1, by five Newton-Schulz steps: the direction of Muon."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -323,7 +314,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
-def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress: Callable = no_progress) -> GPT:
+def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress: Callable = nothing) -> GPT:
     """The textbook until 99 % of the exam is right, greedily; then homework, half of its batches with the key open.
 
     The blocks' matrices learn by Muon: it masters the textbook in 250 to 350 steps, where AdamW needs 500 to 1200.
@@ -365,7 +356,7 @@ def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress:
     return model
 
 
-def cached_model(config: Config, kind: str, device: str = "cpu", progress: Callable = no_progress) -> GPT:
+def cached_model(config: Config, kind: str, device: str = "cpu", progress: Callable = nothing) -> GPT:
     """The `base`, or OPD's `teacher`: from the cache, or trained now and put there.
 
     The file's name is a fingerprint of all it depends on, this file's relevant code included: whoever changes the
@@ -374,7 +365,7 @@ def cached_model(config: Config, kind: str, device: str = "cpu", progress: Calla
     size, homework_steps = {"base": ({}, 600), "teacher": ({"width": 144}, 0)}[kind]
     world, seed = World(config.make_task(), device), config.seed
     model = world.new_model(seed, **size)
-    parts = (inspect.getmodule(Task), Block, GPT, once_per_problem, World, orthogonal, pretrain, cached_model)
+    parts = (Tokenizer, Task, type(world.task), Block, GPT, once_per_problem, World, orthogonal, pretrain, cached_model)
     depends = json.dumps([kind, seed, vars(world.task), world.device, torch.__version__, *map(inspect.getsource, parts)])
     path = CACHE / f"{world.task.name}-{kind}-s{seed}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}.pt"
     if path.exists():
@@ -386,10 +377,8 @@ def cached_model(config: Config, kind: str, device: str = "cpu", progress: Calla
     return model
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# THE METHODS: one function an equation, then the one place where they differ.
+# ---- THE METHODS: one function an equation, then the one place where they differ.
 # Shapes: B responses, T tokens, V vocabulary. mask is 1 up to and including the end token.
-
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     """Eq 1: A = (R - mean) / std within each group of responses to one problem, population std. (B,) -> (B,).
@@ -484,13 +473,11 @@ def method_loss(mode: str, rollout: Rollout, reward: Tensor, student_logp: Tenso
     return clipped_surrogate(logp, rollout.logp, credit, rollout.mask), credit
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Training: one loop for all modes. Each step draws its randomness from (seed, step), so all modes see the same
+# ---- Training: one loop for all modes. Each step draws its randomness from (seed, step), so all modes see the same
 # problems, and a run that was stopped goes on exactly as it would have.
 
-
-def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimizer, step: int) -> tuple:
-    """One update; returns the mean training reward, after the verifier's noise, and what --watch shows."""
+def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimizer, step: int, method: Callable) -> dict:
+    """One update. Returns what was seen: problems, rollout, reward after the verifier's noise, and credit."""
     rng = random.Random(f"{config.seed} {step}")
     generator = torch.Generator(world.device).manual_seed(rng.getrandbits(62))
     problems = [world.task.sample(rng) for _ in range(config.problems)]
@@ -506,8 +493,8 @@ def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimiz
         with torch.no_grad():
             teacher_sees = covered if config.mode == "opd" else world.prompts(problems, keys)
             teacher_logp = response_logp(teacher, teacher_sees, rollout.tokens)
-    loss, credit = method_loss(config.mode, rollout, reward, student_logp, teacher_logp, config.group_size,
-                               config.divergence, config.eps_w, lam_at(step, config.lam, config.lam_decay))
+    loss, credit = method(config.mode, rollout, reward, student_logp, teacher_logp, config.group_size,
+                          config.divergence, config.eps_w, lam_at(step, config.lam, config.lam_decay))
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -515,7 +502,7 @@ def train_step(config: Config, world: World, student: GPT, teacher: GPT, optimiz
         raise UserError(f"loss {loss.item()} and gradient norm {norm.item()} at step {step}: the run stops here; "
                         "the last evaluation and its checkpoint are kept. Try a smaller --lr")
     optimizer.step()
-    return float(reward.mean()), (problems[0], rollout, reward, credit)
+    return {"problems": problems, "rollout": rollout, "reward": reward, "credit": credit}
 
 
 MEASURED = ("step", "seed", "accuracy", "greedy_accuracy", "leakage", "key_accuracy", "key_citing", "kl", "entropy",
@@ -547,8 +534,8 @@ def evaluate(mode: str, world: World, student: GPT, teacher: GPT) -> dict:
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
-def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, checkpoint: Path | None = None,
-          progress: Callable = no_progress, watch: Callable = no_progress):
+def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None = None, checkpoint: Path | None = None,
+          method: Callable = method_loss, after_step: Callable = nothing) -> Iterator[tuple[dict, dict]]:
     """Yields (record of the log, state to resume from) at step 0, at every evaluation and at the end."""
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
@@ -560,39 +547,33 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None, chec
             saved = read_checkpoint(checkpoint)
             student.load_state_dict(saved["student"])
             teacher.load_state_dict(saved["teacher"])
-            optimizer.load_state_dict(saved["optimizer"])
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["moments"]})
+            for weight, state in optimizer.state.items():
+                weight + state["exp_avg"] + state["exp_avg_sq"].view_as(weight) + state["step"].view(())  # or they do not fit
             first = int(saved["step"]) + 1
     for step in range(first, config.steps + 1):
         if step:
             if config.mode in ("opsd", "rlsd") and (step - 1) % config.teacher_refresh == 0:
                 teacher.load_state_dict(student.state_dict())
-            reward, seen = train_step(config, world, student, teacher, optimizer, step)
-            watch(world, step, *seen)
-            progress(f"{config.mode} seed {config.seed}", step, config.steps)
+            seen = train_step(config, world, student, teacher, optimizer, step, method)
+            reward = round(float(seen["reward"].mean()), 6)
+            after_step(config, world, step, seen)
         if step % config.evaluate_every == 0 or step == config.steps:
-            yield ({"step": step, "mode": config.mode, "seed": config.seed,
-                    "reward": reward if reward is None else round(reward, 6), **evaluate(config.mode, world, student, teacher)},
+            yield ({"step": step, "mode": config.mode, "seed": config.seed, "reward": reward,
+                    **evaluate(config.mode, world, student, teacher)},
                    {"step": step, "student": student.state_dict(), "teacher": teacher.state_dict(),
-                    "optimizer": optimizer.state_dict()})
+                    "moments": optimizer.state_dict()["state"]})
 
 
 def run_path(out: Path, config: Config, ending: str) -> Path:
     return out / "runs" / f"{config.task}-{config.mode}-s{config.seed}{ending}"
 
 
-def set_aside(config: Config, out: Path) -> None:
-    """Keeps an earlier run's files as NAME.old.*; the checkpoint first, so that none stands beside another run's log."""
-    for path in (run_path(out, config, ".pt"), run_path(out, config, ".jsonl")):
-        if path.exists():
-            os.replace(path, path.with_suffix(".old" + path.suffix))
-
-
-def run(config: Config, out: Path, device: str, progress: Callable = no_progress,
-        tell: Callable = no_progress, watch: Callable = no_progress) -> None:
+def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_step: Callable = nothing) -> None:
     """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record."""
     world = World(config.make_task(), device)
-    base = cached_model(config, "base", device, progress)
-    opd_teacher = cached_model(config, "teacher", device, progress) if config.mode == "opd" else None
+    base = cached_model(config, "base", device)
+    opd_teacher = cached_model(config, "teacher", device) if config.mode == "opd" else None
     log, checkpoint, records = run_path(out, config, ".jsonl"), run_path(out, config, ".pt"), []
     if checkpoint.exists():
         logged, records = read_log(log)
@@ -600,7 +581,7 @@ def run(config: Config, out: Path, device: str, progress: Callable = no_progress
             if getattr(logged, name) != value:
                 raise UserError(f"{log} was made with --{name.replace('_', '-')} {getattr(logged, name)}, not {value}: "
                                 "give the same settings, or leave out --resume to start anew")
-    for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, progress, watch):
+    for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, after_step=after_step):
         # The log is written before the checkpoint: after a kill it may be one evaluation ahead, never behind.
         records = [earlier for earlier in records if earlier["step"] < record["step"]] + [record]
         write_log(log, config, records)
@@ -608,94 +589,132 @@ def run(config: Config, out: Path, device: str, progress: Callable = no_progress
         tell(record)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Figures, always drawn from logs, so that --plot-only needs nothing else.
+def worker_begins() -> None:
+    """One thread a worker; it leaves Ctrl-C to its parent, and does not outlive it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def side_by_side(jobs: list[tuple]) -> Iterator:
+    """The results of all jobs (function, *arguments), in their order; a process of one thread on each core.
+
+    Under torchrun: of this rank's share of the jobs, one after the other; then it waits for the other ranks.
+    """
+    if RANKS > 1 or len(jobs) == 1:
+        yield from (work(*arguments) for work, *arguments in jobs[RANK::RANKS])
+        if RANKS > 1:
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+            torch.distributed.barrier()
+        return
+    with ProcessPoolExecutor(min(os.cpu_count(), len(jobs)), multiprocessing.get_context("spawn"), worker_begins) as pool:
+        try:
+            yield from [future.result() for future in [pool.submit(*job) for job in jobs]]
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+# ---- Figures, always drawn from logs, so that --plot-only needs nothing else.
 
 NAMES = {"rlvr": "RLVR", "opd": "OPD", "opsd": "OPSD", "rlsd": "RLSD"}
 COLOURS = {"rlvr": "#0072B2", "opd": "#009E73", "opsd": "#D55E00", "rlsd": "#000000"}  # told apart by the colour-blind
 LINES = {"rlvr": (0, (4, 1.5)), "opd": (0, (1, 1)), "opsd": "solid", "rlsd": "solid"}
-AXIS = {"step": "training step", "accuracy": "right answers, sampled (share)", "leakage": "responses that cite the key (share)",
-        "kl": "KL(student || teacher), nats per token"}
+AXIS = {"step": "training step", "accuracy": "right answers, sampled (share)",
+        "leakage": "responses that cite the key (share)", "kl": "KL(student || teacher), nats per token"}
 
 
 def curves_of(logs: list[tuple[Config, list[dict]]]) -> dict[str, dict[str, np.ndarray]]:
     """mode -> quantity -> (seeds, evaluations), up to the evaluation that every seed has reached."""
     curves = {}
     for mode in MODES:
-        runs = [records for config, records in logs if config.mode == mode and records]
+        runs = [records for config, records in logs if config.mode == mode]
         if runs:
             shared = min(map(len, runs))
             curves[mode] = {key: np.array([[record[key] for record in run[:shared]] for run in runs]) for key in MEASURED}
     return curves
 
 
-def findings(curves: dict) -> dict[str, str]:
-    """The panels' titles, in words that follow from the means over seeds."""
-    mean = {mode: {key: value.mean(0) for key, value in curve.items()} for mode, curve in curves.items()}
-    right, distilled = [], [mode for mode in mean if mode in ("opd", "opsd")] or list(mean)
+def findings(mean: dict) -> dict[str, str]:
+    """The panels' titles, in words that follow from the curves' means over seeds."""
+    right = []
     for mode, curve in mean.items():
         peak, end = curve["accuracy"].max(), curve["accuracy"][-1]
         right.append(f"{NAMES[mode]} {end:.2f}" + (f" after {peak:.2f}" if peak - end > 0.1 else ""))
     leak, leaker = max((curve["leakage"][-1], mode) for mode, curve in mean.items())
+    distilled = [mode for mode in mean if mode in ("opd", "opsd")] or list(mean)
     kl = [f"{NAMES[mode]} {mean[mode]['kl'][0]:.2f} to {mean[mode]['kl'][-1]:.2f}" for mode in distilled]
     return {"accuracy": "Right at the end: " + ", ".join(right),
             "leakage": f"{NAMES[leaker]} cites a key it cannot see: {leak:.0%}" if leak > 0.02 else "No citing of a covered key",
             "kl": "KL from start to end: " + ", ".join(kl), "both": "Learning goes to the right, leaking goes up"}
 
 
+def write_names(axes, ends: dict[str, tuple], names: dict = NAMES, colours: dict = COLOURS) -> None:
+    """Each curve's name beside its end (x, y), moved towards the middle where two would overlap."""
+    bottom, top = axes.get_ylim()
+    middle, room = (bottom + top) / 2, 0.06 * (top - bottom)
+    low, high = -math.inf, math.inf
+    for mode, (x, height) in sorted(ends.items(), key=lambda end: -abs(end[1][1] - middle)):  # from either edge inwards
+        if height < middle:
+            height = low = max(height, low + room)
+        else:
+            height = high = min(height, high - room)
+        axes.annotate(names[mode], (x, height), (10, 0), textcoords="offset points", va="center", color=colours[mode],
+                      fontweight="bold", annotation_clip=False)
+
+
 def draw(logs: list[tuple[Config, list[dict]]], path: Path) -> None:
     """Accuracy, leakage and KL against the step, and leakage against accuracy. Line: mean over seeds; band: range."""
-    from matplotlib.figure import Figure  # takes a second, and workers need none
+    from matplotlib.figure import Figure  # takes a second
 
     curves, config, seeds = curves_of(logs), logs[0][0], len({config.seed for config, _ in logs})
+    mean = {mode: {key: value.mean(0) for key, value in curve.items()} for mode, curve in curves.items()}
     figure = Figure(figsize=(11, 7.4), dpi=110)
     figure.subplots_adjust(left=0.06, right=0.93, top=0.91, bottom=0.07, wspace=0.28, hspace=0.27)  # automatic is slow
-    for axes, (panel, title) in zip(figure.subplots(2, 2).flat, findings(curves).items()):
+    for axes, (panel, title) in zip(figure.subplots(2, 2).flat, findings(mean).items()):
         across, up = ("accuracy", "leakage") if panel == "both" else ("step", panel)
-        ends = {}
         for mode, curve in curves.items():
-            x, y = curve[across], curve[up]
-            axes.plot(x.mean(0), y.mean(0), color=COLOURS[mode], linestyle=LINES[mode], linewidth=2)
+            x, y, colour = mean[mode][across], mean[mode][up], COLOURS[mode]
+            axes.plot(x, y, color=colour, linestyle=LINES[mode], linewidth=2)
             if panel == "both":
-                axes.plot(x.T, y.T, color=COLOURS[mode], linewidth=0.6, alpha=0.35)
-                axes.plot(x.mean(0)[0], y.mean(0)[0], "o", color=COLOURS[mode], markerfacecolor="white", markersize=8)
-                axes.plot(x.mean(0)[-1], y.mean(0)[-1], "o", color=COLOURS[mode], markersize=8)
+                axes.plot(curve[across].T, curve[up].T, color=colour, linewidth=0.6, alpha=0.35)
+                axes.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=8)
+                axes.plot(x[-1], y[-1], "o", color=colour, markersize=8)
             else:
-                axes.fill_between(x[0], y.min(0), y.max(0), color=COLOURS[mode], alpha=0.15, linewidth=0)
-            ends[mode] = (x.mean(0)[-1], y.mean(0)[-1])
+                axes.fill_between(x, curve[up].min(0), curve[up].max(0), color=colour, alpha=0.15, linewidth=0)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set(xlabel=AXIS[across], ylabel=AXIS[up], xlim=(0, 1.02) if panel == "both" else (0, max(config.steps, 1)))
         axes.set_ylim(-0.02 if panel == "both" else 0, None if panel == "kl" else 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        top, low, high = axes.get_ylim()[1], -math.inf, math.inf
-        for mode in sorted(ends, key=lambda mode: abs(ends[mode][1] - top / 2), reverse=True):  # names from either edge inwards
-            x, height = ends[mode]
-            if height < top / 2:
-                height = low = max(height, low + 0.06 * top)
-            else:
-                height = high = min(height, high - 0.06 * top)
-            axes.annotate(NAMES[mode], (x, height), (10, 0), textcoords="offset points", va="center",
-                          color=COLOURS[mode], fontweight="bold", annotation_clip=False)
+        write_names(axes, {mode: (curve[across][-1], curve[up][-1]) for mode, curve in mean.items()})
         if panel == "both":
             axes.text(1, 1, "white dot: the base\nfull dot: the end", transform=axes.transAxes, va="top", ha="right", color="#444444")
     noise = f", verifier noise {config.verifier_noise:g}" if config.verifier_noise else ""
     spread = f"mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else f"seed {config.seed}"
     figure.suptitle(f"{config.task}: {', '.join(NAMES[mode] for mode in curves)}{noise}; {spread}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer)
+    save_figure(figure, path)
+
+
+def save_figure(figure, path: Path) -> None:
+    figure.savefig(buffer := io.BytesIO())
     write_whole(path, buffer.getvalue())
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The command line: the only part that prints, exits or reads arguments.
-
+# ---- The command line: the only part that prints, exits or reads arguments.
 
 class Console:
-    """Lasting lines; below them, on a terminal, one line that is written over: what is done, how fast, how long still."""
+    """What a user sees: lasting lines, and below them, on a terminal, one line that is written over."""
 
-    def __init__(self):
+    def __init__(self, configs: list[Config], out: Path, figure: Path, watch: int):
+        self.configs, self.out, self.figure, self.watch = configs, out, figure, watch
         self.label, self.shown, self.clear = "", 0.0, "\r\033[K" if sys.stderr.isatty() else ""
+
+    def say(self, text: str) -> None:
+        print(self.clear, end="", file=sys.stderr, flush=True)
+        print(text, flush=True)
 
     def progress(self, label: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -707,23 +726,24 @@ class Console:
             print(f"{self.clear}{label} {done}/{total}  {rate:.1f} a second  {left}", end="", file=sys.stderr, flush=True)
             self.shown = now
 
-    def say(self, text: str) -> None:
-        print(self.clear, end="", file=sys.stderr, flush=True)
-        print(text, flush=True)
+    def tell(self, record: dict) -> None:
+        """A new record: its line, and the figure of all logs so far; it may be two seconds old while runs go side by side."""
+        self.say(f"{record['mode']:4} seed {record['seed']}  step {record['step']:4}  accuracy {record['accuracy']:.3f}  "
+                 f"greedy {record['greedy_accuracy']:.3f}  leakage {record['leakage']:.3f}  kl {record['kl']:.3f}")
+        logs = [read_log(path) for config in self.configs if (path := run_path(self.out, config, ".jsonl")).exists()]
+        if len(self.configs) == 1 or not self.figure.exists() or time.time() - self.figure.stat().st_mtime > 2:
+            draw(logs, self.figure)
+        if len(self.configs) > 1:
+            self.progress("all runs, step", sum(records[-1]["step"] for _, records in logs), sum(config.steps for config in self.configs))
+
+    def after_step(self, config: Config, world: World, step: int, seen: dict) -> None:
+        self.progress(f"{config.mode} seed {config.seed}", step, config.steps)
+        if self.watch and step % self.watch == 0:
+            from plots.credit import watched
+            self.say(f"step {step}: {watched(world, **seen)}")
 
 
-def record_line(record: dict) -> str:
-    return (f"{record['mode']:4} seed {record['seed']}  step {record['step']:4}  accuracy {record['accuracy']:.3f}  "
-            f"greedy {record['greedy_accuracy']:.3f}  leakage {record['leakage']:.3f}  kl {record['kl']:.3f}")
-
-
-def painted(credit: float) -> str:
-    """A_t in five characters; on a terminal blue-green where the token is pushed up, yellow where it is pushed down."""
-    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or abs(credit) < 0.05
-    return f"{credit:+5.1f}" if plain else f"\033[30;{46 if credit > 0 else 43}m{credit:+5.1f}\033[0m"
-
-
-def introduce(config: Config, device: str, progress: Callable = no_progress) -> str:
+def introduce(config: Config, device: str, progress: Callable = nothing) -> str:
     """Makes the base; one problem with the key covered and open, and the four numbers that describe the base."""
     world = World(config.make_task(), device)
     base = cached_model(config, "base", device, progress)
@@ -739,62 +759,6 @@ def introduce(config: Config, device: str, progress: Callable = no_progress) -> 
     lines.append(f"  right {number['key_accuracy']:.3f} with the key open, {number['accuracy']:.3f} covered; "
                  f"cites {number['key_citing']:.3f} open, {number['leakage']:.3f} covered")
     return "\n".join(lines)
-
-
-def worker_begins() -> None:
-    """One thread a worker; it leaves Ctrl-C to its parent, and does not outlive it."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def run_side_by_side(configs: list[Config], flags: argparse.Namespace, figure: Path, console: Console) -> None:
-    """All runs, one process a core: bases and teachers first. What is shown is read from the logs as they grow.
-
-    Under torchrun each rank takes its share of both, and rank 0 shows and draws everything.
-    """
-    rank, ranks, here = (int(os.environ.get(name, default)) for name, default in
-                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    prepare = [(introduce, config, flags.device) for config in {config.seed: config for config in configs}.values()]
-    prepare += [(cached_model, config, "teacher", flags.device) for config in configs if config.mode == "opd"]
-    told = {run_path(flags.out, config, ".jsonl"): 0 for config in configs}
-
-    def look():
-        logs, news = [read_log(path) for path in told if path.exists()], []
-        for config, records in logs:
-            path = run_path(flags.out, config, ".jsonl")
-            news += records[told[path]:]
-            told[path] = len(records)
-        for record in news:
-            console.say(record_line(record))
-        if news:
-            draw(logs, figure)
-        console.progress("all runs", sum(records[-1]["step"] for _, records in logs), sum(config.steps for config in configs))
-
-    with ProcessPoolExecutor(max(1, min(os.cpu_count() // here, len(configs))),
-                             multiprocessing.get_context("spawn"), worker_begins) as pool:
-        try:
-            for phase in (prepare, [(run, config, flags.out, flags.device) for config in configs]):
-                waiting = {pool.submit(*work) for work in phase[rank::ranks]}
-                while waiting:
-                    done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                    for result in [future.result() for future in done]:
-                        if isinstance(result, str):
-                            console.say(result)
-                    if rank == 0 and phase is prepare:
-                        console.progress("bases and teachers", len(phase) - len(waiting), len(phase))
-                    elif rank == 0:
-                        look()
-                if ranks > 1:
-                    torch.distributed.barrier()
-            if rank == 0:
-                look()
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
 
 
 class Parser(argparse.ArgumentParser):
@@ -827,48 +791,41 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Config]
 
 def main(arguments: list[str] | None = None) -> None:
     flags, configs = parse(arguments)
-    first, console = configs[0], Console()
+    first, alone, device = configs[0], len(configs) == 1, flags.device
     torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats itself
     figure = flags.out / f"{first.task}-{'compare' if flags.mode == 'all' else flags.mode}.png"
-    logs = [run_path(flags.out, config, ".jsonl") for config in configs]
+    paths, console = [run_path(flags.out, config, ".jsonl") for config in configs], Console(configs, flags.out, figure, flags.watch)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; --device cpu needs none")
     if flags.explain:
-        from plots.credit import explain  # the figure's script, which imports this file
-        console.say(explain(flags.explain, first, flags.out, flags.device))
+        from plots.credit import explain
+        console.say(explain(flags.explain, first, flags.out, device))
         return
-    if flags.plot_only:
-        read = [read_log(log) for log in logs]
-        for log, (config, _) in zip(logs, read):
-            if replace(config, mode=first.mode, seed=first.seed) != replace(read[0][0], mode=first.mode, seed=first.seed):
-                raise UserError(f"{log} was made with other settings than {logs[0]}")
-        draw(read, figure)
-    else:
-        if flags.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: torch finds no GPU here; --device cpu needs none")
-        write_whole(probe := flags.out / "runs" / ".writable", b"")  # better to fail now than after the base
-        probe.unlink()
-        if not flags.resume:
-            for config in configs:
-                set_aside(config, flags.out)
-
-        def tell(record):
-            console.say(record_line(record))
-            draw([read_log(logs[0])], figure)
-
-        def watch(world, step, problem, rollout, reward, credit):
-            if flags.watch and step % flags.watch == 0:
-                console.say(f"step {step}: {world.task.show(problem)}, reward {reward[0]:.0f}; tokens, and A_t below")
-                tokens = [world.tokenizer.decode([token])[-5:] for token in rollout.tokens[0].tolist()]
-                cells = list(zip(tokens, credit[0].tolist()))[:int(rollout.mask[0].sum())]
-                for row in (cells[i:i + 15] for i in range(0, len(cells), 15)):
-                    console.say("".join(f"{token:>5}" for token, _ in row) + "\n" + "".join(painted(value) for _, value in row))
-
-        if len(configs) > 1:
-            run_side_by_side(configs, flags, figure, console)
-        else:
-            console.say(introduce(first, flags.device, console.progress))
-            run(first, flags.out, flags.device, console.progress, tell, watch)
-    if os.environ.get("RANK", "0") == "0":
-        console.say(f"figure {figure}\nlogs   {logs[0]}" + (f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""))
+    if not flags.plot_only:
+        if RANK == 0:
+            write_whole(probe := flags.out / "runs" / ".writable", b"")  # better to fail now than after the base
+            probe.unlink()
+            # Earlier files are kept; the checkpoint goes first, so that none ever stands beside another run's log.
+            for path in [run_path(flags.out, config, ending) for config in configs for ending in (".pt", ".jsonl")]:
+                if path.exists() and not flags.resume:
+                    os.replace(path, path.with_suffix(".old" + path.suffix))
+        progress = [console.progress] + [nothing] * len(configs)  # of side-by-side work, one line shows the first
+        bases = [(introduce, config, device) for config in configs if config.mode == first.mode]
+        teachers = [(cached_model, config, "teacher", device) for config in configs if config.mode == "opd"]
+        for result in side_by_side([(*job, shown) for job, shown in zip(bases + teachers, progress)]):
+            if isinstance(result, str):
+                console.say(result)
+        for _ in side_by_side([(run, config, flags.out, device, console.tell, console.after_step if alone else nothing)
+                               for config in configs]):
+            pass
+        if RANK > 0:
+            return
+    logs = [read_log(path) for path in paths]
+    for path, (config, _) in zip(paths, logs):
+        if replace(config, mode=first.mode, seed=first.seed) != replace(logs[0][0], mode=first.mode, seed=first.seed):
+            raise UserError(f"{path} was made with other settings than {paths[0]}")
+    draw(logs, figure)
+    console.say(f"figure {figure}\nlogs   {paths[0]}" + (f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""))
 
 
 if __name__ == "__main__":

@@ -313,8 +313,10 @@ def test_a_mode_on_its_own_writes_the_bytes_it_wrote_beside_others_and_keeps_the
 def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
     for source, seeds in ((runs, "1"), (ROOT / "plots/reference", "5")):
         shutil.copytree(source / "runs", tmp_path / "runs", dirs_exist_ok=True)
+        (tmp_path / "carry-compare.png").unlink(missing_ok=True)
         rlsd.main(["--mode", "all", "--seeds", seeds, "--plot-only", "--out", str(tmp_path)])
-        assert (tmp_path / "carry-compare.png").read_bytes() == (source / "carry-compare.png").read_bytes()
+        drawn = (tmp_path / "carry-compare.png").read_bytes()
+        assert drawn[:4] == b"\x89PNG" and (drawn == (runs / "carry-compare.png").read_bytes()) == (source == runs)
 
 
 def test_plot_only_refuses_logs_that_do_not_belong_together(runs, tmp_path):

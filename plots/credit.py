@@ -8,16 +8,34 @@ grad log P_S(y_t): for RLVR the advantage, for OPSD the information gain, for RL
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 import rlsd
-from rlsd import NAMES, UserError, World, painted
+from rlsd import NAMES, UserError, World
 
 SHOWN = ("rlvr", "opsd", "rlsd")
 SAMPLES = 64
+
+
+def painted(credit: float) -> str:
+    """A_t in five characters; on a terminal blue-green where the token is pushed up, yellow where it is pushed down."""
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or abs(credit) < 0.05
+    return f"{credit:+5.1f}" if plain else f"\033[30;{46 if credit > 0 else 43}m{credit:+5.1f}\033[0m"
+
+
+def watched(world: World, problems: list, rollout: rlsd.Rollout, reward: torch.Tensor, credit: torch.Tensor) -> str:
+    """A step's first response, its reward and A_t, as --watch shows it, 15 tokens a line."""
+    lines = [f"{world.task.show(problems[0])}, reward {reward[0]:.0f}; tokens, and A_t below"]
+    tokens = [world.tokenizer.decode([token])[-5:] for token in rollout.tokens[0].tolist()]
+    cells = list(zip(tokens, credit[0].tolist()))[:int(rollout.mask[0].sum())]
+    for row in (cells[i:i + 15] for i in range(0, len(cells), 15)):
+        lines += ["".join(f"{token:>5}" for token, _ in row), "".join(painted(value) for _, value in row)]
+    return "\n".join(lines)
 
 
 def model_of(config: rlsd.Config, out: Path, world: World) -> tuple[rlsd.GPT, str]:

@@ -1,0 +1,134 @@
+"""The gain and the leak are one term: RLSD distils in the mean, whatever the reward says.
+
+    python -m plots.drift [--quick]       runs/drift.jsonl and drift.png under --out
+
+By the README's proposition, a token that all of a group share gets no push from RLVR, nor from an unsigned weight, but
+lam sqrt(p (1 - p)) (w+ - w-) from Eq 15. Here: dose (verifier noise, eps_w, lambda) and response (accuracy over the
+run, leakage); a control, RLVR + a decaying OPSD term; two cures; and the push itself, measured in one step of SGD.
+"""
+
+import copy
+import json
+
+import numpy as np
+import torch
+
+import rlsd
+from plots import study, variants
+
+NOISES, CLIPS = (0.0, 0.3, 0.4, 0.5), (0.2, 1.0, 4.0)
+COLOURS = {0.0: "#0072B2", 0.3: "#009E73", 0.4: "#D55E00", 0.5: "#000000"}
+SCHEDULES = {"constant": 0, "falling": 60}
+OTHERS = {"RLVR + OPSD, falling": (variants.plain_sum, 60), "unsigned, constant": (variants.unsigned, 0),
+          "balanced, constant": (variants.balanced, 0), "balanced, falling": (variants.balanced, 60)}
+
+
+def plan(flags) -> list[tuple]:
+    runs = []
+    for seed in range(1 if flags.quick else flags.seeds):
+        for noise in (0.4,) if flags.quick else NOISES:
+            settings = {"seed": seed, "digits": flags.digits, "steps": flags.steps, "evaluate_every": 20, "verifier_noise": noise}
+            runs.append((f"RLVR, noise {noise}", rlsd.Config(mode="rlvr", **settings), rlsd.method_loss))
+            for schedule, decay in SCHEDULES.items():
+                for eps_w in (1.0,) if flags.quick else CLIPS:
+                    config = rlsd.Config(mode="rlsd", eps_w=eps_w, lam=1.0, lam_decay=decay, **settings)
+                    runs.append((f"RLSD, noise {noise}, eps_w {eps_w}, {schedule}", config, rlsd.method_loss))
+            for name, (method, decay) in OTHERS.items():
+                config = rlsd.Config(mode="rlsd", eps_w=1.0, lam=1.0, lam_decay=decay, **settings)
+                runs.append((f"{name}, noise {noise}", config, method))
+    return runs
+
+
+def push(flags, problems: int = 48, flips: int = 64) -> list[dict]:
+    """One small step of SGD on a group whose rewards are coins, averaged over the coins, for many groups.
+
+    For every token that the whole group shares: the formula's coefficient, and how much log P_S of it rose per step size.
+    """
+    config, rate, points = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0), 1e-3, []
+    world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
+    generator, (exam, keys) = torch.Generator().manual_seed(0), world.exam()
+    for problem, key in list(zip(exam, keys))[:problems]:
+        covered, opened = world.prompts([problem]), world.prompts([problem], [key])
+        rollout = world.sample(base, covered, config.group_size, generator)
+        student = copy.deepcopy(base)
+        logp = rlsd.of_tokens(rlsd.response_logp(student, covered, rollout.tokens), rollout.tokens)
+        with torch.no_grad():
+            gain = rlsd.information_gain(rlsd.of_tokens(rlsd.response_logp(base, opened, rollout.tokens), rollout.tokens), logp)
+        credit, coefficient = torch.zeros_like(gain), torch.zeros_like(gain)
+        weight = {sign: rlsd.evidence_weight(gain, torch.full((len(gain),), sign)).clamp(0, 2) for sign in (1.0, -1.0)}
+        for _ in range(flips):
+            coin = (torch.rand(config.group_size, generator=generator) < 0.5).float()
+            credit += rlsd.rlsd_token_advantage(gain, rlsd.group_advantage(coin, config.group_size), 1.0, 1.0) / flips
+            share = coin.mean()
+            coefficient += (share * (1 - share)).sqrt() * (weight[1.0] - weight[-1.0]) / flips
+        rlsd.clipped_surrogate(logp, rollout.logp, credit, rollout.mask).backward()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter -= rate * parameter.grad
+            after = rlsd.of_tokens(rlsd.response_logp(student, covered, rollout.tokens), rollout.tokens)
+        for position in range(rollout.tokens.shape[1]):
+            if (rollout.tokens[:, :position + 1] != rollout.tokens[0, :position + 1]).any():
+                break
+            points.append({"label": "push", "coefficient": float(coefficient[0, position]),
+                           "rise": float(after[0, position] - logp[0, position].detach()) / rate})
+    return points
+
+
+def main() -> None:
+    flags = study.arguments(__doc__, seeds=5)
+    lines = study.run_all("drift", flags, plan(flags))
+    points = push(flags)
+    log = flags.out / "runs" / "drift-push.jsonl"
+    rlsd.write_whole(log, "".join(json.dumps(point) + "\n" for point in points).encode())
+
+    def gain_and_leak(label: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
+        rlvr = study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(1)
+        return study.curves(lines, "accuracy", label).mean(1) - rlvr, study.curves(lines, "leakage", label).max(1)
+
+    noises, clips = ((0.4,), (1.0,)) if flags.quick else (NOISES, CLIPS)
+    print("gain over RLVR (mean accuracy over the run), highest leakage, accuracy at the end; mean (range) over seeds")
+    for label in dict.fromkeys(line["label"] for line in lines):
+        gain, leak = gain_and_leak(label, float(label.partition("noise ")[2].partition(",")[0]))
+        print(f"  {label:38} {study.spread(gain)}  {study.spread(leak)}  {study.spread(study.curves(lines, 'accuracy', label)[:, -1])}")
+    x, y = (np.array([point[key] for point in points]) for key in ("coefficient", "rise"))
+    correlation = np.corrcoef(x, y)[0, 1] if len(points) > 2 else float("nan")
+    print(f"push: {len(points)} shared tokens, correlation {correlation:.2f}")
+
+    figure, axes = study.panels(2, 2)
+    for noise in noises:
+        for schedule, style in (("constant", "--"), ("falling", "-")):
+            both = [gain_and_leak(f"RLSD, noise {noise}, eps_w {eps_w}, {schedule}", noise) for eps_w in clips]
+            for panel, which in zip(axes[0], (0, 1)):
+                values = np.array([pair[which] for pair in both])
+                panel.plot(clips, values.mean(1), style, marker="o", color=COLOURS[noise])
+                panel.fill_between(clips, values.min(1), values.max(1), color=COLOURS[noise], alpha=0.08, linewidth=0)
+                if schedule == ("falling" if which == 0 else "constant"):
+                    panel.annotate(f"noise {noise:g}", (clips[-1], values[-1].mean()), (6, 0), textcoords="offset points",
+                                   va="center", color=COLOURS[noise], annotation_clip=False)
+    for panel, text in zip(axes[0], ("gain over RLVR, mean accuracy over the run", "highest leakage of the run (share)")):
+        panel.set(xscale="log", xlabel="eps_w, the weights' clip (log scale)", ylabel=text)
+        panel.set_xticks(clips, [f"{clip:g}" for clip in clips])
+        panel.minorticks_off()
+    axes[0, 0].axhline(0, color="#888888", linewidth=0.8)
+    axes[0, 0].set_title("The noisier the verifier, the more RLSD gains", loc="left")
+    axes[0, 1].set_title("The same doses leak, unless lambda falls (solid)", loc="left")
+    noise = 0.4
+    shown = {f"RLSD, {schedule}": f"RLSD, noise {noise}, eps_w 1.0, {schedule}" for schedule in SCHEDULES}
+    shown |= {name: f"{name}, noise {noise}" for name in OTHERS}
+    for name, label in shown.items():
+        gain, leak = gain_and_leak(label, noise)
+        axes[1, 0].plot(leak, gain, "o", markersize=3, color="#888888")
+        axes[1, 0].plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
+        axes[1, 0].annotate(name, (leak.mean(), gain.mean()), (7, 3), textcoords="offset points")
+    axes[1, 0].set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=(-0.02, None))
+    axes[1, 0].set_title(f"Controls and cures, noise {noise}, eps_w 1 (small: a seed)", loc="left")
+    axes[1, 1].plot(x, y, "o", markersize=3, color="#0072B2", alpha=0.5)
+    axes[1, 1].axhline(0, color="#888888", linewidth=0.8)
+    axes[1, 1].axvline(0, color="#888888", linewidth=0.8)
+    axes[1, 1].set(xlabel="formula: lam sqrt(p(1-p)) (w+ - w-), mean over coins", ylabel="rise of log P_S, nats per unit of step size")
+    axes[1, 1].set_title(f"A coin for a reward: shared tokens still move (r = {correlation:.2f})", loc="left")
+    study.finish(figure, flags.out / "drift.png", flags.out / "runs" / "drift.jsonl")
+
+
+if __name__ == "__main__":
+    study.command(main)
