@@ -610,7 +610,8 @@ def side_by_side(jobs: list[tuple]) -> Iterator:
         return
     with ProcessPoolExecutor(min(os.cpu_count(), len(jobs)), multiprocessing.get_context("spawn"), worker_begins) as pool:
         try:
-            yield from [future.result() for future in [pool.submit(*job) for job in jobs]]
+            for future in [pool.submit(*job) for job in jobs]:
+                yield future.result()
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()

@@ -12,6 +12,7 @@ import json
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import rlsd
 from plots import study, variants
@@ -39,38 +40,40 @@ def plan(flags) -> list[tuple]:
     return runs
 
 
-def push(flags, problems: int = 48, flips: int = 64) -> list[dict]:
-    """One small step of SGD on a group whose rewards are coins, averaged over the coins, for many groups.
+def push(flags, problems: int = 48, coins: int = 64) -> list[dict]:
+    """One small step of SGD on groups whose rewards are coins, A_t averaged over the coins: all that is left is the push.
 
-    For every token that the whole group shares: the formula's coefficient, and how much log P_S of it rose per step size.
+    For every prefix and token that was sampled: how much log P_S rose per step size, and what the formula says of it. Its
+    coefficient c is the mean of A_t over the group where the token was written; through the softmax of that prefix
+    log P_S(v) rises by <e_v - P, sum_u c_u (e_u - P)>, up to what the weights behind the logits add.
     """
     config, rate, points = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0), 1e-3, []
     world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
-    generator, (exam, keys) = torch.Generator().manual_seed(0), world.exam()
+    generator, (exam, keys), group = torch.Generator().manual_seed(0), world.exam(), config.group_size
     for problem, key in list(zip(exam, keys))[:problems]:
         covered, opened = world.prompts([problem]), world.prompts([problem], [key])
-        rollout = world.sample(base, covered, config.group_size, generator)
-        student = copy.deepcopy(base)
-        logp = rlsd.of_tokens(rlsd.response_logp(student, covered, rollout.tokens), rollout.tokens)
+        rollout = world.sample(base, covered, group, generator)
+        tokens, student = rollout.tokens, copy.deepcopy(base)
+        whole = rlsd.response_logp(student, covered, tokens)
+        logp = rlsd.of_tokens(whole, tokens)
         with torch.no_grad():
-            gain = rlsd.information_gain(rlsd.of_tokens(rlsd.response_logp(base, opened, rollout.tokens), rollout.tokens), logp)
-        credit, coefficient = torch.zeros_like(gain), torch.zeros_like(gain)
-        weight = {sign: rlsd.evidence_weight(gain, torch.full((len(gain),), sign)).clamp(0, 2) for sign in (1.0, -1.0)}
-        for _ in range(flips):
-            coin = (torch.rand(config.group_size, generator=generator) < 0.5).float()
-            credit += rlsd.rlsd_token_advantage(gain, rlsd.group_advantage(coin, config.group_size), 1.0, 1.0) / flips
-            share = coin.mean()
-            coefficient += (share * (1 - share)).sqrt() * (weight[1.0] - weight[-1.0]) / flips
+            gain = rlsd.information_gain(rlsd.of_tokens(rlsd.response_logp(base, opened, tokens), tokens), logp)
+        flips = [rlsd.group_advantage((torch.rand(group, generator=generator) < 0.5).float(), group) for _ in range(coins)]
+        credit = sum(rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0) for advantage in flips) / coins
         rlsd.clipped_surrogate(logp, rollout.logp, credit, rollout.mask).backward()
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter -= rate * parameter.grad
-            after = rlsd.of_tokens(rlsd.response_logp(student, covered, rollout.tokens), rollout.tokens)
-        for position in range(rollout.tokens.shape[1]):
-            if (rollout.tokens[:, :position + 1] != rollout.tokens[0, :position + 1]).any():
-                break
-            points.append({"label": "push", "coefficient": float(coefficient[0, position]),
-                           "rise": float(after[0, position] - logp[0, position].detach()) / rate})
+            rise = (rlsd.of_tokens(rlsd.response_logp(student, covered, tokens), tokens) - logp) / rate
+        unit = F.one_hot(tokens, whole.shape[-1]) - whole.detach().exp()  # e_v - P of each token
+        for position in range(tokens.shape[1]):
+            prefixes, same = torch.unique(F.pad(tokens, (1, 0))[:, :position + 1], dim=0, return_inverse=True)
+            written = rollout.mask[:, position] * credit[:, position] / group
+            direction = torch.zeros(len(prefixes), whole.shape[-1]).index_add(0, same, written.unsqueeze(-1) * unit[:, position])
+            formula = (unit[:, position] * direction[same]).sum(-1)
+            for row in {(int(prefix), int(token)): row for row, (prefix, token) in enumerate(zip(same, tokens[:, position]))
+                        if rollout.mask[row, position]}.values():
+                points.append({"formula": float(formula[row]), "rise": float(rise[row, position])})
     return points
 
 
@@ -90,9 +93,9 @@ def main() -> None:
     for label in dict.fromkeys(line["label"] for line in lines):
         gain, leak = gain_and_leak(label, float(label.partition("noise ")[2].partition(",")[0]))
         print(f"  {label:38} {study.spread(gain)}  {study.spread(leak)}  {study.spread(study.curves(lines, 'accuracy', label)[:, -1])}")
-    x, y = (np.array([point[key] for point in points]) for key in ("coefficient", "rise"))
+    x, y = (np.array([point[key] for point in points]) for key in ("formula", "rise"))
     correlation = np.corrcoef(x, y)[0, 1] if len(points) > 2 else float("nan")
-    print(f"push: {len(points)} shared tokens, correlation {correlation:.2f}")
+    print(f"push: {len(points)} tokens, correlation {correlation:.2f}")
 
     figure, axes = study.panels(2, 2)
     for noise in noises:
@@ -125,8 +128,8 @@ def main() -> None:
     axes[1, 1].plot(x, y, "o", markersize=3, color="#0072B2", alpha=0.5)
     axes[1, 1].axhline(0, color="#888888", linewidth=0.8)
     axes[1, 1].axvline(0, color="#888888", linewidth=0.8)
-    axes[1, 1].set(xlabel="formula: lam sqrt(p(1-p)) (w+ - w-), mean over coins", ylabel="rise of log P_S, nats per unit of step size")
-    axes[1, 1].set_title(f"A coin for a reward: shared tokens still move (r = {correlation:.2f})", loc="left")
+    axes[1, 1].set(xlabel="the formula's push on the token (nats per unit of step size)", ylabel="measured rise of log P_S (same unit)")
+    axes[1, 1].set_title(f"A coin for a reward still pushes (r = {correlation:.2f})", loc="left")
     study.finish(figure, flags.out / "drift.png", flags.out / "runs" / "drift.jsonl")
 
 
