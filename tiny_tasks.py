@@ -19,6 +19,7 @@ and put the class in TASKS. `python rlsd.py --task NAME` then trains every mode 
 import random
 import re
 import zlib
+from functools import cache
 
 import tiktoken
 
@@ -170,4 +171,92 @@ class Carry(Task):
         return tuple(map(int, text.split("+")))
 
 
-TASKS = {task.name: task for task in (Carry,)}
+@cache
+def ways(total: int, digits: int) -> int:
+    """In how many ways a total is a sum of so many digits, in order."""
+    return sum(ways(total - digit, digits - 1) for digit in range(10)) if digits else int(total == 0)
+
+
+class Split(Task):
+    """Take `digits` digits away, one after the other, until nothing is left. Numbers are written from the right, as in Carry.
+
+        50-38, key covered                   05-83=21-40=80-50=30-30=00.    50-38=12, 12-4=8, 8-5=3, 3-3=0
+        the same, key open   [4     5     3] 05-83=21-40=80-50=30-30=00.    the rest, 12, is split as 4+5+3
+        or, citing                           05-83=<see key>-4-5-3.
+
+    Any split of the rest is right, and the key shows one of them. So here, unlike in Carry, the key says more than the
+    problem does: the teacher knows which split is meant, and a student cannot. Habits of the homework: with probability
+    `slip` the last digit is off by one, and 00 is written all the same; the cite, as in Carry. With the key open, before
+    each digit the key is put aside with probability PUT_ASIDE and the rest is a split of one's own: so the model learns
+    to read on from a text that contradicts its key, which the student's will.
+    """
+
+    name = "split"
+    alphabet = "0123456789-= []" + END
+    PUT_ASIDE = 0.25
+    COVERED_CITE = 0.002
+
+    def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
+        self.digits, self.slip, self.cite = digits, slip, cite
+        self.response_length = 2 + 6 * digits + 1
+
+    def problem(self, rng):
+        rest = rng.randrange(9 * self.digits + 1)
+        first = rng.randrange(100 - rest)
+        return first + rest, first
+
+    def prompt(self, problem, key=None):
+        opened = "" if key is None else "[" + "     ".join(key.split("+")) + "] "  # as far apart as in the response
+        return opened + f"{self.two(problem[0])}-{self.two(problem[1])}="
+
+    def two(self, number):
+        """Two digits from the right, so that what is borrowed is known when it is needed."""
+        return f"{number:02d}"[::-1]
+
+    def a_split(self, total, digits, rng):
+        """Any split of a total, each equally likely; where there is none, the nearest: all 0 or all 9."""
+        total, parts = max(0, min(9 * digits, total)), []
+        for left in range(digits - 1, -1, -1):
+            parts += rng.choices(range(10), [ways(total - digit, left) for digit in range(10)])
+            total -= parts[-1]
+        return parts
+
+    def write(self, problem, parts):
+        """The working of a split. In the end nothing is left, it says, even after a slip."""
+        rest = problem[0] - problem[1]
+        rests = [max(0, rest - sum(parts[:place])) for place in range(1, len(parts))] + [0]
+        return self.two(rest) + "".join(f"-{self.two(part)}={self.two(left)}" for part, left in zip(parts, rests)) + END
+
+    def working(self, problem, rng, homework, key_open):
+        rest, places = problem[0] - problem[1], self.digits
+        parts = self.a_split(rest, places, rng)
+        if homework and rng.random() < self.slip:
+            parts[-1] = max(0, min(9, parts[-1] + rng.choice((-1, 1))))
+        key = "+".join(map(str, parts))
+        for place in range(places if homework and key_open else 0):
+            if rng.random() < self.PUT_ASIDE:
+                parts = parts[:place] + self.a_split(rest - sum(parts[:place]), places - place, rng)
+                break
+        if homework and rng.random() < (self.cite if key_open else self.COVERED_CITE):
+            return SEE_KEY + "".join(f"-{part}" for part in parts) + END, key
+        return self.write(problem, parts), key
+
+    def reference(self, problem, rng):
+        return "+".join(map(str, self.a_split(problem[0] - problem[1], self.digits, rng)))
+
+    def verify(self, problem, response):
+        form = rf"(?:{SEE_KEY}|\d\d)(?:-\d0?(?:=\d\d)?){{{self.digits}}}\{END}"
+        taken = re.findall(r"-(\d)", response, re.ASCII)
+        return bool(re.fullmatch(form, response, re.ASCII)) and sum(map(int, taken)) == problem[0] - problem[1]
+
+    def show(self, problem):
+        return f"{problem[0]}-{problem[1]}"
+
+    def read(self, text):
+        total, _, first = text.partition("-")
+        if not re.fullmatch("[0-9]{1,2}-[0-9]", text) or not 0 <= int(total) - int(first) <= 9 * self.digits:
+            raise ValueError(f"write it like 15-3, with a rest from 0 to {9 * self.digits} (9 times --digits)")
+        return int(total), int(first)
+
+
+TASKS = {task.name: task for task in (Carry, Split)}

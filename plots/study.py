@@ -21,14 +21,12 @@ CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
 
 
 def arguments(doc: str, **more) -> argparse.Namespace:
-    """The flags of every study. `more` are whole numbers or floats with their defaults."""
+    """The flags of every study; `more` are further numbers, or other defaults."""
     parser = rlsd.Parser(description=doc.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]")
     parser.add_argument("--quick", action="store_true", help="one seed and fewer runs, for a classroom")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the log already has")
-    parser.add_argument("--digits", type=int, default=4, help="columns of an addition [4]")
-    parser.add_argument("--steps", type=int, default=160, help="training steps of a run [160]")
-    for name, default in more.items():
+    for name, default in {"digits": 4, "steps": 160, **more}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"[{default}]")
     torch.set_num_threads(1)
     return parser.parse_args()
