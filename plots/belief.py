@@ -9,6 +9,7 @@ at r. The second needs no teacher. The same for a base whose homework has no cit
 
 import copy
 import json
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def main() -> None:
         if name == worlds[0]:
             axes[0, 1].plot(x, y, "o", markersize=3, alpha=0.3, color="#0072B2")
         edges = np.linspace(0, 1, 9)
-        bins = [(x[inside].mean(), y[inside].mean()) for low, high in zip(edges, edges[1:])
+        bins = [(x[inside].mean(), y[inside].mean()) for low, high in pairwise(edges)
                 if (inside := (y >= low) & (y <= high)).any()]
         axes[0, 2].plot(*np.array(bins)[:, ::-1].T, marker="o", label=f"{name}: error {errors[name]:.3f}")
     shown = [next((line for line in lines if line["world"] == worlds[0] and line["right"] == right and not line["cites"]
