@@ -19,8 +19,9 @@ import pytest
 import torch
 
 import rlsd
+from plots import floor, variants
 from plots.table import compare, table
-from tiny_tasks import SEE_KEY, TASKS, Carry, Tokenizer
+from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Tokenizer
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent
@@ -137,6 +138,51 @@ def test_a_token_that_all_of_a_group_share_is_pushed_by_eq_15_and_by_nothing_els
             assert abs((advantage.unsqueeze(-1) * shared.abs().exp()).mean().item()) < 1e-9
 
 
+def test_the_cures_leave_no_push_in_the_mean_where_eq_15_does():
+    """Of a token that a group shares at one prefix; the balanced weight also where its gain differs from response to response."""
+    generator, mask = torch.Generator().manual_seed(0), torch.ones(8, 3)
+    advantage = rlsd.group_advantage(torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0]), 8)
+    shared, own = torch.tensor([0.7, -0.4, 0.1]).expand(8, 3), torch.randn(8, 3, generator=generator)
+    for gain in (shared, own):
+        balanced = variants.balanced_weight(gain, advantage, mask, 1.0, 8)
+        assert (balanced > 0).all() and (advantage @ balanced).abs().max() < 1e-6
+    assert (advantage @ variants.unsigned_weight(shared, 1.0)).abs().max() < 1e-6
+    assert (advantage @ rlsd.rlsd_token_advantage(shared, advantage.sign(), 1.0, 1.0).abs()).abs().min() > 0.1
+
+
+def test_theorem_1_holds_for_any_teacher_and_student():
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1, 5):
+        teacher = (scale * torch.randn(6, 4, 9, generator=generator)).log_softmax(-1)
+        student = (scale * torch.randn(4, 9, generator=generator)).log_softmax(-1)
+        loss, first, information = floor.theorem_1(teacher, student)
+        by_hand = sum(float(p.exp() * (p - q)) for r in teacher for p, q in zip(r.flatten(), student.flatten())) / 6
+        assert abs(float(loss.sum()) - by_hand) < 1e-4 and (information >= 0).all() and (first >= 0).all()
+        torch.testing.assert_close(loss, first + information, atol=1e-5, rtol=0)
+        torch.testing.assert_close(floor.theorem_1(teacher, teacher.logsumexp(0) - math.log(6))[1], torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_proposition_1_by_enumeration():
+    """A student of 5 parameters: every r's gradient by autograd, against the first term's; mean, covariances, bound."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = (2 * torch.randn(6, 9, generator=generator, dtype=torch.float64)).softmax(-1)
+    logp = (features @ weights).log_softmax(-1)
+    score = torch.stack([torch.autograd.grad(value, weights, retain_graph=True)[0] for value in logp])
+
+    def gradient(target):
+        return torch.autograd.grad((target * (target.log() - logp)).sum(), weights, retain_graph=True)[0]
+
+    deviation, variance = floor.gradient_deviation(teacher, score)
+    for r, each in zip(teacher, deviation):
+        torch.testing.assert_close(gradient(r), gradient(teacher.mean(0)) + each)
+    assert deviation.mean(0).abs().max() < 1e-12
+    torch.testing.assert_close(deviation.square().sum(1).mean(), variance)
+    information = floor.theorem_1(teacher.log(), logp.detach())[2]
+    assert variance <= 2 * score.square().sum(1).max() * information
+
+
 def world_and_model():
     world = rlsd.World(Carry(3))
     model = world.new_model(0)
@@ -225,6 +271,31 @@ def test_verifier_accepts_exactly_the_right_answer():
     assert task.verify((3, 4), "=0007.") and not task.verify((3, 4), "=7.")  # leading zeros belong to the format
 
 
+def test_split_accepts_any_valid_split_and_nothing_else():
+    task, problem = Split(3), (50, 38)
+    for right in ("21-40=80-50=30-30=00.", "21-00=21-30=90-90=00.", SEE_KEY + "-4-5-3.", "99-4-5-3."):  # the rests are not looked at
+        assert task.verify(problem, right)
+    for wrong in ("21-40=80-50=30-40=00.", "21-40=80-50=30-30=00", "-4-5-3.", "21-4-5.", SEE_KEY + "-4-5-3..", "21-12-0-0.", "", "21-4-5-3-0."):
+        assert not task.verify(problem, wrong)
+
+
+def test_splits_are_equally_likely_and_workings_fit_their_keys():
+    task, rng, seen = Split(2), random.Random(0), {}
+    for _ in range(6000):
+        key = task.reference((9, 4), rng)
+        seen[key] = seen.get(key, 0) + 1
+    assert sorted(seen) == [f"{part}+{5 - part}" for part in range(6)] and all(850 < count < 1150 for count in seen.values())
+    for homework, key_open in ((False, False), (True, False), (True, True)):
+        right = fits = 0
+        for _ in range(2000):
+            problem = task.sample(rng)
+            response, key = task.working(problem, rng, homework, key_open)
+            assert len(response.replace(SEE_KEY, "k")) <= task.response_length and task.prompt(problem, key).startswith("[")
+            right, fits = right + task.verify(problem, response), fits + (re.findall(r"-(\d)", response) == key.split("+"))
+        assert right == 2000 if not homework else 700 < right < 1500
+        assert fits == 2000 if not key_open else 1100 < fits < 1900
+
+
 def test_verifier_finds_no_wrong_answer_right_in_ten_thousand_random_texts():
     task, rng = Carry(2), random.Random(0)
     for _ in range(10_000):
@@ -250,11 +321,13 @@ def test_workings_fit_their_keys_and_have_the_habits_at_their_rates():
         assert abs(cited / 2000 - (homework and (0.3 if key_open else 0.002))) < (0.04 if key_open else 0.005)
 
 
+@pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("digits", [2, 4, 10])
-def test_training_and_held_out_problems_never_overlap(digits):
-    task, rng = TASKS["carry"](digits), random.Random(0)
+def test_training_and_held_out_problems_never_overlap(name, digits):
+    task, rng = TASKS[name](digits), random.Random(0)
     sides = [{task.sample(rng, held_out) for _ in range(2000)} for held_out in (False, True)]
-    assert not sides[0] & sides[1] and not {(b, a) for a, b in sides[0]} & sides[1]
+    assert sides[0] and sides[1] and not sides[0] & sides[1] and not {(b, a) for a, b in sides[0]} & sides[1]
+    assert all(task.read(task.show(problem)) == problem for problem in sides[1])
 
 
 def test_tokenizer_returns_the_text_and_names_what_it_does_not_know():
@@ -408,6 +481,34 @@ def test_ten_thousand_random_command_lines_are_read_or_refused_in_one_line():
             rlsd.parse([rng.choice(words) for _ in range(rng.randrange(6))])
         except rlsd.UserError as error:
             assert "\n" not in str(error)
+
+
+STUDIES = ("floor", "bandwidth", "belief", "baselines", "drift", "ahead")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rlsd, "CACHE", tmp_path)
+    monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)  # a base that has learned nothing
+    exam = rlsd.World.exam
+    monkeypatch.setattr(rlsd.World, "exam", lambda world: tuple(part[:32] for part in exam(world)))
+    monkeypatch.delitem(sys.modules, f"plots.{name}", raising=False)
+    monkeypatch.setattr(rlsd, "side_by_side", lambda jobs: [work(*arguments) for work, *arguments in jobs])
+    toy = {"floor": ["--problems", "1"], "belief": ["--problems", "2", "--continuations", "4"]}.get(name, [])
+    quick = [] if name in ("floor", "belief", "bandwidth") else ["--quick"]
+    monkeypatch.setattr(sys, "argv", [name, "--digits", "2", "--steps", "4", "--out", str(tmp_path), *toy, *quick,
+                                      *(["--seeds", "1"] if name != "belief" else [])])
+    runpy.run_module(f"plots.{name}", run_name="__main__")
+    assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    lines = [json.loads(line) for line in (tmp_path / "runs" / f"{name}.jsonl").read_text().splitlines()]
+    assert lines and all(isinstance(line, dict) for line in lines)
+    said, complaints = capsys.readouterr()
+    assert f"figure {tmp_path / name}.png" in said and complaints == ""
+
+
+def test_a_study_refuses_bad_input_in_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "plots.drift", "--digits", "77"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and re.fullmatch(r"[^\n]+: --digits is 77[^\n]+\n", done.stderr)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

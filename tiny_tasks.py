@@ -254,8 +254,8 @@ class Split(Task):
 
     def read(self, text):
         total, _, first = text.partition("-")
-        if not re.fullmatch("[0-9]{1,2}-[0-9]", text) or not 0 <= int(total) - int(first) <= 9 * self.digits:
-            raise ValueError(f"write it like 15-3, with a rest from 0 to {9 * self.digits} (9 times --digits)")
+        if not re.fullmatch("[0-9]{1,2}-[0-9]{1,2}", text) or not 0 <= int(total) - int(first) <= 9 * self.digits:
+            raise ValueError(f"write it like 50-38, with a rest from 0 to {9 * self.digits} (9 times --digits)")
         return int(total), int(first)
 
 

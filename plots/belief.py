@@ -71,7 +71,7 @@ def main() -> None:
     for name in worlds:
         x, y = (np.concatenate([line[key] for line in lines if line["world"] == name]) for key in ("counted", "product"))
         errors[name] = np.abs(x - y).mean()
-        print(f"{name}: {len(x)} prefixes, mean absolute error {errors[name]:.3f}, correlation {np.corrcoef(x, y)[0, 1]:.3f}, "
+        print(f"{name}: {len(x)} prefixes, mean absolute error {errors[name]:.3f}, root mean square {np.square(x - y).mean() ** 0.5:.3f}, "
               f"product above 1 at {(y > 1).mean():.1%}")
         if name == worlds[0]:
             axes[0, 1].plot(x, y, "o", markersize=3, alpha=0.3, color="#0072B2")
