@@ -506,6 +506,27 @@ def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_
     assert f"figure {tmp_path / name}.png" in said and complaints == ""
 
 
+def test_every_mode_and_explain_run_on_the_other_task(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rlsd, "CACHE", tmp_path)
+    monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)
+    monkeypatch.setattr(rlsd, "side_by_side", lambda jobs: [work(*arguments) for work, *arguments in jobs])
+    rlsd.main(["--task", "split", "--mode", "all", "--out", str(tmp_path), *TINY])
+    assert all((tmp_path / "runs" / f"split-{mode}-s0.jsonl").exists() for mode in rlsd.MODES)
+    rlsd.main(["--task", "split", "--explain", "50-38", "--out", str(tmp_path), *TINY])
+    assert "key covered, wrong" in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_optimizer_does_not_fit_is_refused_at_once(runs, tmp_path):
+    good = rlsd.read_checkpoint(runs / "runs" / "carry-rlsd-s0.pt")
+    config = rlsd.Config(digits=2, steps=2, problems=2, group_size=4)
+    world, path = rlsd.World(config.make_task()), tmp_path / "checkpoint.pt"
+    first = good["moments"][0]
+    for moments in ({0: {}}, {0: {**first, "exp_avg": torch.zeros(3, 5)}}, {0: {**first, "step": "two"}}, {0: 1}, [], {"x": first}):
+        rlsd.write_whole(path, {**good, "moments": moments})
+        with pytest.raises(rlsd.UserError, match="damaged or not of this program"):
+            list(rlsd.train(config, world, world.new_model(0), checkpoint=path))
+
+
 def test_a_study_refuses_bad_input_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-m", "plots.drift", "--digits", "77"], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch(r"[^\n]+: --digits is 77[^\n]+\n", done.stderr)
@@ -596,6 +617,7 @@ def test_the_readmes_equations_name_functions_that_cite_them():
 README = (ROOT / "README.md").read_text()
 # `--mode all` on its own is what the fixture runs.
 COMMANDS = sorted(set(re.findall(r"python ((?:rlsd\.py|-m plots\.\w+)[^`\n]*?)(?:  |`|\n)", README)) - {"rlsd.py --task NAME", "rlsd.py --mode all"})
+COMMANDS = [command for command in COMMANDS if not command.startswith(tuple(f"-m plots.{name}" for name in STUDIES))]  # above
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -623,7 +645,7 @@ def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
 
 def test_the_committed_logs_show_what_the_readme_claims():
     def of(folder):
-        return rlsd.curves_of([rlsd.read_log(path) for path in sorted((ROOT / folder / "runs").glob("*.jsonl"))])
+        return rlsd.curves_of([rlsd.read_log(path) for path in sorted((ROOT / folder / "runs").glob("carry-*-s?.jsonl"))])
 
     exact, noisy = of("plots/reference"), of("plots/reference/noisy")
     assert all(len(curve["step"]) == 5 for sweep in (exact, noisy) for curve in sweep.values())

@@ -8,7 +8,6 @@ at r. The second needs no teacher. The same for a base whose homework has no cit
 """
 
 import copy
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +17,7 @@ import rlsd
 from plots import study
 
 WORLDS = {"the default base": {}, "no cites": {"cite": 0.0}, "no cites, digit slips 0.05": {"cite": 0.0, "DIGIT_SLIP": 0.05}}
+COLOURS = dict(zip(WORLDS, ("#0072B2", "#D55E00", "#009E73")))
 
 
 @torch.no_grad()
@@ -38,7 +38,8 @@ def beliefs(world: rlsd.World, base: rlsd.GPT, problem: tuple, key: str, respons
     product = torch.cat((torch.ones(responses, 1), product[:, :-1]), 1) * counted[0][0]
     counted = torch.stack(counted, 1)
     return [{"problem": world.task.show(problem), "response": rollout.texts[i], "right": world.task.verify(problem, rollout.texts[i]),
-             "cites": world.task.leaks(rollout.texts[i]), "product": product[i, :n].tolist(), "counted": counted[i, :n].tolist()}
+             "cites": world.task.leaks(rollout.texts[i]), "product": [round(value, 4) for value in product[i, :n].tolist()],
+             "counted": [round(value, 4) for value in counted[i, :n].tolist()]}
             for i, n in enumerate(rollout.mask.sum(1).int().tolist())]
 
 
@@ -62,9 +63,10 @@ def main() -> None:
     flags = study.arguments(__doc__, problems=48, continuations=256)
     worlds = list(WORLDS)[:1] if flags.quick else list(WORLDS)
     size = (12, 128) if flags.quick else (flags.problems, flags.continuations)
-    lines = [line for done in rlsd.side_by_side([(measure, name, flags.digits, *size) for name in worlds]) for line in done]
     log = flags.out / "runs" / "belief.jsonl"
-    rlsd.write_whole(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    lines = study.read_lines(log) if flags.resume and log.exists() else [
+        line for done in rlsd.side_by_side([(measure, name, flags.digits, *size) for name in worlds]) for line in done]
+    study.write_lines(log, lines)
 
     figure, axes = study.panels(1, 3, width=5)
     errors = {}
@@ -77,8 +79,8 @@ def main() -> None:
             axes[0, 1].plot(x, y, "o", markersize=3, alpha=0.3, color="#0072B2")
         edges = np.linspace(0, 1, 9)
         bins = [(x[inside].mean(), y[inside].mean()) for low, high in pairwise(edges)
-                if (inside := (y >= low) & (y <= high)).any()]
-        axes[0, 2].plot(*np.array(bins)[:, ::-1].T, marker="o", label=f"{name}: error {errors[name]:.3f}")
+                if (inside := (y >= low) & (y <= high)).sum() >= 20]  # fewer prefixes say little
+        axes[0, 2].plot(*np.array(bins).reshape(-1, 2)[:, ::-1].T, marker="o", color=COLOURS[name], label=f"{name}: error {errors[name]:.3f}")
     shown = [next((line for line in lines if line["world"] == worlds[0] and line["right"] == right and not line["cites"]
                    and min(line["counted"]) < 0.4), None) for right in (True, False)]
     for line, colour in zip(shown, ("#0072B2", "#D55E00")):
@@ -93,8 +95,8 @@ def main() -> None:
     axes[0, 1].set(xlabel="counted over continuations", ylabel="product of P_T / P_S", xlim=(-0.02, 1.02), ylim=(-0.02, 1.5))
     axes[0, 1].set_title(f"Every prefix: mean absolute error {errors[worlds[0]]:.2f}", loc="left")
     axes[0, 2].set(xlabel="product of P_T / P_S", ylabel="counted (mean of the bin)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes[0, 2].set_title("Calibration: the product is a belief", loc="left")
-    axes[0, 2].legend(frameon=False, loc="upper left")
+    axes[0, 2].set_title("What breaks it is the cite: without, it is calibrated", loc="left")
+    axes[0, 2].legend(frameon=False, loc="lower right", fontsize=9)
     for panel in axes[0, 1:]:
         panel.plot((0, 1), (0, 1), color="#888888", linewidth=0.8)
     study.finish(figure, flags.out / "belief.png", log)

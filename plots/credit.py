@@ -9,6 +9,7 @@ grad log P_S(y_t): for RLVR the advantage, for OPSD the information gain, for RL
 
 import argparse
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 import rlsd
+from plots import study
 from rlsd import NAMES, UserError, World
 
 SHOWN = ("rlvr", "opsd", "rlsd")
@@ -53,7 +55,7 @@ def model_of(config: rlsd.Config, out: Path, world: World) -> tuple[rlsd.GPT, st
 def credits(config: rlsd.Config, world: World, model: rlsd.GPT, problem: tuple) -> list[dict]:
     """The first right and the first wrong of SAMPLES responses: tokens, P_S, P_T and A_t of each method."""
     generator = torch.Generator(world.device).manual_seed(config.seed)
-    covered, opened = world.prompts([problem]), world.prompts([problem], [world.task.reference(problem, None)])
+    covered, opened = world.prompts([problem]), world.prompts([problem], [world.task.reference(problem, random.Random(config.seed))])
     rollout = world.sample(model, covered, SAMPLES, generator)
     reward = world.reward([problem], rollout.texts)
     with torch.no_grad():
@@ -82,7 +84,7 @@ def explain(text: str, config: rlsd.Config, out: Path, device: str) -> str:
     except ValueError as error:
         raise UserError(f"--explain {text!r}: {error}") from error
     model, name = model_of(config, out, world)
-    key = world.task.reference(problem, None)
+    key = world.task.reference(problem, random.Random(config.seed))
     with_key = world.sample(model, world.prompts([problem], [key]), 4, torch.Generator(device).manual_seed(config.seed))
     lines = [name, f"{text}, key {key}; with the key open it answers {with_key.texts[0]}"]
     for response in credits(config, world, model, problem):
@@ -118,9 +120,10 @@ def main() -> None:
         axes.set_title(f"{flags.problem}, a {response['verdict']} response: A_t of each token", loc="left")
         axes.tick_params(length=0)
     figure.suptitle("RLVR blames every token alike; OPSD and RLSD point at the forgotten carry (RLSD with eps_w 1, lambda 1)")
-    flags.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(flags.out / "credit.png")
-    print(f"figure {flags.out / 'credit.png'}")
+    rlsd.save_figure(figure, flags.out / "credit.png")
+    log = flags.out / "runs" / "credit.jsonl"
+    study.write_lines(log, [{"problem": flags.problem, **response} for response in found])
+    print(f"figure {flags.out / 'credit.png'}\nlog    {log}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ run, leakage); a control, RLVR + a decaying OPSD term; two cures; and the push i
 """
 
 import copy
-import json
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ def push(flags, problems: int = 48, coins: int = 64) -> list[dict]:
             formula = (unit[:, position] * direction[same]).sum(-1)
             for row in {(int(prefix), int(token)): row for row, (prefix, token) in enumerate(zip(same, tokens[:, position]))
                         if rollout.mask[row, position]}.values():
-                points.append({"formula": float(formula[row]), "rise": float(rise[row, position])})
+                points.append({"formula": round(float(formula[row]), 5), "rise": round(float(rise[row, position]), 4)})
     return points
 
 
@@ -82,7 +81,7 @@ def main() -> None:
     lines = study.run_all("drift", flags, plan(flags))
     points = push(flags)
     log = flags.out / "runs" / "drift-push.jsonl"
-    rlsd.write_whole(log, "".join(json.dumps(point) + "\n" for point in points).encode())
+    study.write_lines(log, points)
 
     def gain_and_leak(label: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
         rlvr = study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(1)

@@ -7,7 +7,6 @@ teacher that is never copied, homework without cites (--cite 0.3 brings them bac
 is estimated. In `carry`, where x alone determines r, the floor is 0.
 """
 
-import json
 from itertools import product
 
 import torch
@@ -104,7 +103,7 @@ def main() -> None:
                             for kind in (("base",) if config.mode == "opsd" else ("teacher",))]))
     lines = [line for done in rlsd.side_by_side([(one, config, flags.problems) for config in configs]) for line in done]
     log = flags.out / "runs" / "floor.jsonl"
-    rlsd.write_whole(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    study.write_lines(log, lines)
 
     figure, axes = study.panels(1, 1, width=7.5, height=4.4)
     axes, ends = axes[0, 0], {}

@@ -40,12 +40,19 @@ def one_run(label: str, config: rlsd.Config, method: Callable) -> dict:
             "config": asdict(config)}
 
 
+def read_lines(path: Path) -> list[dict]:
+    with rlsd.distrust(path):
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    rlsd.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
 def run_all(name: str, flags: argparse.Namespace, runs: list[tuple]) -> list[dict]:
     """Every run (label, config, method) that the log does not have yet; the log grows by a line as each is done."""
-    path, kept = flags.out / "runs" / f"{name}.jsonl", []
-    if flags.resume and path.exists():
-        with rlsd.distrust(path):
-            kept = [json.loads(line) for line in path.read_text().splitlines()]
+    path = flags.out / "runs" / f"{name}.jsonl"
+    kept = read_lines(path) if flags.resume and path.exists() else []
     have = {(line["label"], json.dumps(line["config"])) for line in kept}
     runs = [run for run in runs if (run[0], json.dumps(asdict(run[1]))) not in have]
     seeds = {config.seed: config for _, config, _ in runs}
@@ -56,7 +63,7 @@ def run_all(name: str, flags: argparse.Namespace, runs: list[tuple]) -> list[dic
         console.progress("bases", done + 1, len(bases))
     for done, line in enumerate(rlsd.side_by_side([(one_run, *run) for run in runs]) if runs else ()):
         kept.append(line)
-        rlsd.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_lines(path, kept)
         console.progress("runs", done + 1, len(runs))
     return kept
 
