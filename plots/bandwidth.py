@@ -7,7 +7,6 @@ One token is taken as two outcomes, this token or any other: a coarser divergenc
 """
 
 import torch
-import torch.nn.functional as F
 
 import rlsd
 from plots import study
@@ -26,7 +25,7 @@ def narrow(rollout, student_logp, teacher_logp, group_size, kind, of):
     """OPSD's loss on two outcomes, by the most likely token of the teacher or of the student."""
     token = of.detach().argmax(-1, keepdim=True)
     value = rlsd.divergence(two_outcomes(student_logp, token), two_outcomes(teacher_logp, token), kind)
-    return rlsd.response_mean(value, rollout.mask), F.pad(value.detach(), (0, 0))
+    return rlsd.response_mean(value, rollout.mask), value.detach()
 
 
 def teacher_top(mode, rollout, reward, student_logp, teacher_logp, group_size, kind, eps_w, lam):
@@ -62,10 +61,11 @@ def main() -> None:
                           f"at the end {study.spread(study.curves(lines, 'accuracy', label)[:, -1])}")
             axes[row, column].set(xlabel="training step", ylabel=rlsd.AXIS[key], ylim=(-0.02, 1.02), xlim=(0, None))
             rlsd.write_names(axes[row, column], ends, TARGETS, COLOURS)
-        first = {name: study.curves(lines, "leakage", f"{name}, {kind}").mean() for name in TARGETS}
-        order = sorted(first, key=first.get, reverse=True)
-        axes[0, column].set_title(f"{kind.replace('_kl', ' KL').capitalize()}: {TARGETS[order[0]]} leaks most", loc="left")
-        axes[1, column].set_title("and what it does to the answers", loc="left")
+        early = {name: study.curves(lines, "leakage", f"{name}, {kind}").mean(0)[len(steps) * 3 // 10] for name in TARGETS}
+        told = ", ".join(f"{name.partition('_')[0]} {value:.2f}" for name, value in sorted(early.items(), key=lambda pair: -pair[1]))
+        axes[0, column].set_title(f"{kind.split('_')[0].capitalize()} KL, leakage at step {steps[len(steps) * 3 // 10]}: {told}", loc="left")
+        print(f"{kind}, leakage at step {steps[len(steps) * 3 // 10]}: {told}")
+        axes[1, column].set_title("Its accuracy rises, then falls as it leaks", loc="left")
     study.finish(figure, flags.out / "bandwidth.png", flags.out / "runs" / "bandwidth.jsonl")
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     flags = study.arguments(__doc__, seeds=5, coefficient=1.0)
     runs = []
     for seed in range(1 if flags.quick else flags.seeds):
-        settings = {"seed": seed, "digits": flags.digits, "evaluate_every": max(1, flags.steps // (4 if flags.quick else 8)),
+        settings = {"seed": seed, "digits": flags.digits, "evaluate_every": max(1, flags.steps // 4),
                     "steps": (2 if flags.quick else 3) * flags.steps}
         for name in ("rlvr", "opsd", "held", "sum") if flags.quick else LABELS:
             changes = {"held": {"mode": "rlsd", "lam_decay": 0},

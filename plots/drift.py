@@ -32,7 +32,7 @@ def plan(flags) -> list[tuple]:
             for schedule, decay in SCHEDULES.items():
                 for eps_w in (1.0,) if flags.quick else CLIPS:
                     config = rlsd.Config(mode="rlsd", eps_w=eps_w, lam=1.0, lam_decay=decay, **settings)
-                    runs.append((f"RLSD, noise {noise}, eps_w {eps_w}, {schedule}", config, rlsd.method_loss))
+                    runs.append((f"RLSD, eps_w {eps_w}, {schedule}, noise {noise}", config, rlsd.method_loss))
             for name, (method, decay) in OTHERS.items():
                 config = rlsd.Config(mode="rlsd", eps_w=1.0, lam=1.0, lam_decay=decay, **settings)
                 runs.append((f"{name}, noise {noise}", config, method))
@@ -76,6 +76,20 @@ def push(flags, problems: int = 48, coins: int = 64) -> list[dict]:
     return points
 
 
+def gain_and_leak(lines: list[dict], label: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each seed: mean accuracy over the run above RLVR's at the same noise, and the highest leakage."""
+    label, rlvr = f"{label}, noise {noise}", study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(1)
+    return study.curves(lines, "accuracy", label).mean(1) - rlvr, study.curves(lines, "leakage", label).max(1)
+
+
+def table(lines: list[dict]) -> list[str]:
+    """The README's rows: gain and leakage, means over seeds, a column a noise."""
+    labels = dict.fromkeys(line["label"].rpartition(", noise ")[0] for line in lines)
+    noises = sorted({line["config"]["verifier_noise"] for line in lines})
+    return [f"| {label} | " + " | ".join("{:+.3f}; {:.3f}".format(*(values.mean() for values in gain_and_leak(lines, label, noise)))
+                                         for noise in noises) + " |" for label in labels if label != "RLVR"]
+
+
 def main() -> None:
     flags = study.arguments(__doc__, seeds=5)
     lines = study.run_all("drift", flags, plan(flags))
@@ -83,15 +97,9 @@ def main() -> None:
     log = flags.out / "runs" / "drift-push.jsonl"
     study.write_lines(log, points)
 
-    def gain_and_leak(label: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
-        rlvr = study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(1)
-        return study.curves(lines, "accuracy", label).mean(1) - rlvr, study.curves(lines, "leakage", label).max(1)
-
     noises, clips = ((0.4,), (1.0,)) if flags.quick else (NOISES, CLIPS)
-    print("gain over RLVR (mean accuracy over the run), highest leakage, accuracy at the end; mean (range) over seeds")
-    for label in dict.fromkeys(line["label"] for line in lines):
-        gain, leak = gain_and_leak(label, float(label.partition("noise ")[2].partition(",")[0]))
-        print(f"  {label:38} {study.spread(gain)}  {study.spread(leak)}  {study.spread(study.curves(lines, 'accuracy', label)[:, -1])}")
+    print("gain over RLVR in mean accuracy over the run; highest leakage; a column a noise")
+    print("\n".join(table(lines)))
     x, y = (np.array([point[key] for point in points]) for key in ("formula", "rise"))
     correlation = np.corrcoef(x, y)[0, 1] if len(points) > 2 else float("nan")
     strong = np.abs(x) > 0.05
@@ -102,7 +110,7 @@ def main() -> None:
     ends = {}, {}
     for noise in noises:
         for schedule, style in (("constant", "--"), ("falling", "-")):
-            both = [gain_and_leak(f"RLSD, noise {noise}, eps_w {eps_w}, {schedule}", noise) for eps_w in clips]
+            both = [gain_and_leak(lines, f"RLSD, eps_w {eps_w}, {schedule}", noise) for eps_w in clips]
             for panel, which in zip(axes[0], (0, 1)):
                 values = np.array([pair[which] for pair in both])
                 across = [clip * (0.94 + 0.04 * noises.index(noise)) for clip in clips]  # side by side, or the bars would hide each other
@@ -120,11 +128,10 @@ def main() -> None:
     axes[0, 0].set_title("The noisier the verifier, the more falling weights gain", loc="left")
     axes[0, 1].set_title("Weights that stay leak (dashed; solid: lambda falls)", loc="left")
     noise = 0.4
-    shown = {f"RLSD, {schedule}": f"RLSD, noise {noise}, eps_w 1.0, {schedule}" for schedule in SCHEDULES}
-    shown |= {name: f"{name}, noise {noise}" for name in OTHERS}
+    shown = {f"RLSD, {schedule}": f"RLSD, eps_w 1.0, {schedule}" for schedule in SCHEDULES} | {name: name for name in OTHERS}
     where = {}
     for name, label in shown.items():
-        gain, leak = gain_and_leak(label, noise)
+        gain, leak = gain_and_leak(lines, label, noise)
         where[name] = leak.mean(), gain.mean()
         axes[1, 0].plot(leak, gain, "o", markersize=3, color="#888888")
         axes[1, 0].plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
