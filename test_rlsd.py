@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import rlsd
-from plots import floor, variants
+from plots import drift, floor, study, variants
 from plots.table import compare, table
 from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Tokenizer
 
@@ -641,6 +641,19 @@ def test_every_command_of_the_readme_runs_at_a_toy_size(runs, tmp_path, command,
 def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
     for row in table(ROOT / folder):
         assert row in README
+
+
+def test_the_readmes_table_of_doses_is_what_the_committed_log_says():
+    rows = drift.table(study.read_lines(ROOT / "plots/reference/runs/drift.jsonl"))
+    assert len(rows) == 10 and all(row in README for row in rows)
+
+
+def test_the_committed_log_keeps_theorem_1_to_the_third_decimal_and_better():
+    lines = study.read_lines(ROOT / "plots/reference/runs/floor.jsonl")
+    opsd = [line for line in lines if line["mode"] == "opsd"]
+    assert all(abs(line["loss"] - line["first"] - line["information"]) < 2e-8 and line["mass"] > 0.93 for line in lines if line["mode"] == "opsd")
+    ends = [line for line in opsd if line["step"] == 320]
+    assert len(ends) == 3 and all(line["loss"] < 1.1 * line["information"] and line["first"] < 0.1 for line in ends)
 
 
 def test_the_committed_logs_show_what_the_readme_claims():
