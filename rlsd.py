@@ -810,7 +810,7 @@ def main(arguments: list[str] | None = None) -> None:
             for path in [run_path(flags.out, config, ending) for config in configs for ending in (".pt", ".jsonl")]:
                 if path.exists() and not flags.resume:
                     os.replace(path, path.with_suffix(".old" + path.suffix))
-        progress = [console.progress] + [nothing] * len(configs)  # of side-by-side work, one line shows the first
+        progress = [console.progress] + [nothing] * 2 * len(configs)  # of side-by-side work, one line shows the first
         bases = [(introduce, config, device) for config in configs if config.mode == first.mode]
         teachers = [(cached_model, config, "teacher", device) for config in configs if config.mode == "opd"]
         for result in side_by_side([(*job, shown) for job, shown in zip(bases + teachers, progress)]):
