@@ -43,7 +43,8 @@ def main() -> None:
         rlsd.write_names(panel, ends, LABELS, COLOURS)
     stays = study.curves(lines, "accuracy", "held")[:, -1].mean()
     axes[0, 0].set_title(f"In the long run: RLSD with lambda held ends at {stays:.2f}", loc="left")
-    axes[0, 1].set_title("Who leaks in the long run", loc="left")
+    leakers = [LABELS[label] for label in labels if study.curves(lines, "leakage", label).max() > 0.1]
+    axes[0, 1].set_title(f"Over 0.1 of leakage in some seed: {', '.join(leakers) or 'none'}", loc="left")
     study.finish(figure, flags.out / "baselines.png", flags.out / "runs" / "baselines.jsonl")
 
 
