@@ -63,7 +63,7 @@ def main() -> None:
             rlsd.write_names(axes[row, column], ends, TARGETS, COLOURS)
         early = {name: study.curves(lines, "leakage", f"{name}, {kind}").mean(0)[len(steps) * 3 // 10] for name in TARGETS}
         told = ", ".join(f"{name.partition('_')[0]} {value:.2f}" for name, value in sorted(early.items(), key=lambda pair: -pair[1]))
-        axes[0, column].set_title(f"{kind.split('_')[0].capitalize()} KL, leakage at step {steps[len(steps) * 3 // 10]}: {told}", loc="left")
+        axes[0, column].set_title(f"{kind.split('_')[0].capitalize()} KL: {TARGETS[max(early, key=early.get)]} leads early", loc="left")
         print(f"{kind}, leakage at step {steps[len(steps) * 3 // 10]}: {told}")
         axes[1, column].set_title("Its accuracy rises, then falls as it leaks", loc="left")
     study.finish(figure, flags.out / "bandwidth.png", flags.out / "runs" / "bandwidth.jsonl")
