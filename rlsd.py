@@ -723,8 +723,8 @@ class Console:
             self.label, self.began, self.first = label, now, done
         if self.clear and (now - self.shown > 0.2 or done == total):
             rate = (done - self.first) / max(now - self.began, 1e-9)
-            left = f"{(total - done) / rate:.0f} s left" if rate else ""
-            print(f"{self.clear}{label} {done}/{total}  {rate:.1f} a second  {left}", end="", file=sys.stderr, flush=True)
+            pace = f"  {rate:.3g} a second  {(total - done) / rate:.0f} s left" if rate else ""
+            print(f"{self.clear}{label} {done}/{total}{pace}", end="", file=sys.stderr, flush=True)
             self.shown = now
 
     def tell(self, record: dict) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import rlsd
-from plots import drift, floor, study, variants
+from plots import ahead, baselines, drift, floor, study, variants
 from plots.table import compare, table
 from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Tokenizer
 
@@ -483,15 +483,20 @@ def test_ten_thousand_random_command_lines_are_read_or_refused_in_one_line():
             assert "\n" not in str(error)
 
 
+@pytest.fixture
+def small_exam(monkeypatch):
+    """32 problems instead of 512."""
+    exam = rlsd.World.exam
+    monkeypatch.setattr(rlsd.World, "exam", lambda world: tuple(part[:32] for part in exam(world)))
+
+
 STUDIES = ("floor", "bandwidth", "belief", "baselines", "drift", "ahead")
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_path, monkeypatch, capsys):
+def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_path, monkeypatch, capsys, small_exam):
     monkeypatch.setattr(rlsd, "CACHE", tmp_path)
     monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)  # a base that has learned nothing
-    exam = rlsd.World.exam
-    monkeypatch.setattr(rlsd.World, "exam", lambda world: tuple(part[:32] for part in exam(world)))
     monkeypatch.delitem(sys.modules, f"plots.{name}", raising=False)
     monkeypatch.setattr(rlsd, "side_by_side", lambda jobs: [work(*arguments) for work, *arguments in jobs])
     toy = {"floor": ["--problems", "1"], "baselines": ["--steps", "3"], "belief": ["--problems", "2", "--continuations", "4"]}.get(name, [])
@@ -506,7 +511,7 @@ def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_
     assert f"figure {tmp_path / name}.png" in said and complaints == ""
 
 
-def test_every_mode_and_explain_run_on_the_other_task(tmp_path, monkeypatch, capsys):
+def test_every_mode_and_explain_run_on_the_other_task(tmp_path, monkeypatch, capsys, small_exam):
     monkeypatch.setattr(rlsd, "CACHE", tmp_path)
     monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)
     monkeypatch.setattr(rlsd, "side_by_side", lambda jobs: [work(*arguments) for work, *arguments in jobs])
@@ -527,9 +532,15 @@ def test_a_checkpoint_whose_optimizer_does_not_fit_is_refused_at_once(runs, tmp_
             list(rlsd.train(config, world, world.new_model(0), checkpoint=path))
 
 
-def test_a_study_refuses_bad_input_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "plots.drift", "--digits", "77"], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 2 and re.fullmatch(r"[^\n]+: --digits is 77[^\n]+\n", done.stderr)
+@pytest.mark.parametrize("command", ["drift --digits 77", "floor --steps 0", "baselines --seeds -1", "belief --out /dev/null/x", "ahead --what",
+                                     "floor --cite nan", "credit --problem 12", "speed --digits 1", "table nowhere"])
+def test_a_study_refuses_bad_input_in_one_line(command, tmp_path, monkeypatch, capsys):
+    name, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *words, *([] if name == "table" or "--out" in words else ["--out", str(tmp_path)])])
+    monkeypatch.delitem(sys.modules, f"plots.{name}", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"plots.{name}", run_name="__main__")
+    assert end.value.code == 2 and re.fullmatch(rf"{name}: [^\n]*{re.escape(words[-1])}[^\n]*\n", capsys.readouterr().err)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -621,7 +632,7 @@ COMMANDS = [command for command in COMMANDS if not command.startswith(tuple(f"-m
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_runs_at_a_toy_size(runs, tmp_path, command, monkeypatch, capsys):
+def test_every_command_of_the_readme_runs_at_a_toy_size(runs, tmp_path, command, monkeypatch, capsys, small_exam):
     script, *words = [word.strip('"').replace("478+356", "78+56") for word in command.split()]
     if script == "rlsd.py":
         rlsd.main([*words, *TINY, "--steps", "1", "--seed", "0", "--out", str(tmp_path), *(["--seeds", "1"] if "--seeds" in words else [])])
@@ -643,9 +654,10 @@ def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
         assert row in README
 
 
-def test_the_readmes_table_of_doses_is_what_the_committed_log_says():
-    rows = drift.table(study.read_lines(ROOT / "plots/reference/runs/drift.jsonl"))
-    assert len(rows) == 10 and all(row in README for row in rows)
+@pytest.mark.parametrize("name, of, count", [("drift", drift.table, 10), ("ahead", ahead.table, 6), ("baselines", lambda lines: baselines.table(lines, 160), 6)])
+def test_the_readmes_tables_of_studies_are_what_the_committed_logs_say(name, of, count):
+    rows = of(study.read_lines(ROOT / f"plots/reference/runs/{name}.jsonl"))
+    assert len(rows) == count and all(row in README for row in rows)
 
 
 def test_the_committed_log_keeps_theorem_1_to_the_third_decimal_and_better():

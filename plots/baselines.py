@@ -13,6 +13,17 @@ LABELS = {"rlvr": "RLVR", "opd": "OPD", "opsd": "OPSD", "rlsd": "RLSD", "held": 
 COLOURS = {**rlsd.COLOURS, "held": "#CC79A7", "sum": "#E69F00"}
 
 
+def table(lines: list[dict], steps: int) -> list[str]:
+    """The README's rows: accuracy after 1, 2 and 3 times `steps`, and the highest leakage; mean (range) over seeds."""
+    rows = []
+    for label, name in LABELS.items():
+        if any(line["label"] == label for line in lines):
+            at, accuracy = study.curves(lines, "step", label)[0], study.curves(lines, "accuracy", label)
+            cells = [study.spread(accuracy[:, i]) for i, step in enumerate(at) if step and step % steps == 0]
+            rows.append("| " + " | ".join([name, *cells, study.spread(study.curves(lines, "leakage", label).max(1))]) + " |")
+    return rows
+
+
 def main() -> None:
     flags = study.arguments(__doc__, seeds=5, coefficient=1.0)
     runs = []
@@ -25,11 +36,8 @@ def main() -> None:
             runs.append((name, rlsd.Config(**settings, **changes), variants.plain_sum if name == "sum" else rlsd.method_loss))
     lines = study.run_all("baselines", flags, runs)
     labels = [label for label in LABELS if any(line["label"] == label for line in lines)]
-    print("accuracy at 1, 2 and 3 times the default steps; highest leakage; mean (range) over seeds")
-    for label in labels:
-        steps, accuracy = study.curves(lines, "step", label)[0], study.curves(lines, "accuracy", label)
-        at = [study.spread(accuracy[:, list(steps).index(step)]) for step in steps if step and step % flags.steps == 0]
-        print(f"  {LABELS[label]:15} {'; '.join(at)}; leakage {study.spread(study.curves(lines, 'leakage', label).max(1))}")
+    print("accuracy after 1, 2 and 3 times the default steps; highest leakage; mean (range) over seeds")
+    print("\n".join(table(lines, flags.steps)))
     figure, axes = study.panels(1, 2, width=6)
     for panel, key in zip(axes[0], ("accuracy", "leakage")):
         ends = {}

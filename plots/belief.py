@@ -65,7 +65,7 @@ def main() -> None:
     size = (12, 128) if flags.quick else (flags.problems, flags.continuations)
     log = flags.out / "runs" / "belief.jsonl"
     lines = study.read_lines(log) if flags.resume and log.exists() else [
-        line for done in rlsd.side_by_side([(measure, name, flags.digits, *size) for name in worlds]) for line in done]
+        line for done in study.together("worlds", [(measure, name, flags.digits, *size) for name in worlds]) for line in done]
     study.write_lines(log, lines)
 
     figure, axes = study.panels(1, 3, width=5)

@@ -7,7 +7,6 @@ The response is the student's, the key covered; P_T is the same network's with t
 grad log P_S(y_t): for RLVR the advantage, for OPSD the information gain, for RLSD Eq 15 with the run's eps_w and lambda.
 """
 
-import argparse
 import os
 import random
 import sys
@@ -77,12 +76,16 @@ def credits(config: rlsd.Config, world: World, model: rlsd.GPT, problem: tuple) 
     return found
 
 
+def read_problem(world: World, flag: str, text: str) -> tuple:
+    try:
+        return world.task.read(text)
+    except ValueError as error:
+        raise UserError(f"{flag} {text!r}: {error}") from error
+
+
 def explain(text: str, config: rlsd.Config, out: Path, device: str) -> str:
     world = World(config.make_task(), device)
-    try:
-        problem = world.task.read(text)
-    except ValueError as error:
-        raise UserError(f"--explain {text!r}: {error}") from error
+    problem = read_problem(world, "--explain", text)
     model, name = model_of(config, out, world)
     key = world.task.reference(problem, random.Random(config.seed))
     with_key = world.sample(model, world.prompts([problem], [key]), 4, torch.Generator(device).manual_seed(config.seed))
@@ -97,16 +100,17 @@ def explain(text: str, config: rlsd.Config, out: Path, device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = rlsd.Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("plots"))
     parser.add_argument("--problem", default="4218+3567")
     parser.add_argument("--digits", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="as in the other studies; this one takes seconds as it is")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     config = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0)
     world = World(config.make_task())
-    model = rlsd.cached_model(config, "base")
-    found = credits(config, world, model, world.task.read(flags.problem))
+    problem = read_problem(world, "--problem", flags.problem)
+    found = credits(config, world, rlsd.cached_model(config, "base"), problem)
     figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
     for axes, response in zip(figure.subplots(2, 1), found):
         for row, mode in enumerate(SHOWN):
@@ -120,11 +124,10 @@ def main() -> None:
         axes.set_title(f"{flags.problem}, a {response['verdict']} response: A_t of each token", loc="left")
         axes.tick_params(length=0)
     figure.suptitle("RLVR blames every token alike; OPSD and RLSD point at the forgotten carry (RLSD with eps_w 1, lambda 1)")
-    rlsd.save_figure(figure, flags.out / "credit.png")
     log = flags.out / "runs" / "credit.jsonl"
     study.write_lines(log, [{"problem": flags.problem, **response} for response in found])
-    print(f"figure {flags.out / 'credit.png'}\nlog    {log}")
+    study.finish(figure, flags.out / "credit.png", log)
 
 
 if __name__ == "__main__":
-    main()
+    study.command(main)

@@ -3,8 +3,8 @@
     python -m plots.floor [--quick]       runs/floor.jsonl and floor.png under --out
 
 The task is `split`, where a problem x has many right answers r and the key shows one of them at random. Forward KL, a
-teacher that is never copied, homework without cites (--cite 0.3 brings them back). At each evaluation every r and every well-formed response are enumerated, so that nothing
-is estimated. In `carry`, where x alone determines r, the floor is 0.
+teacher that is never copied, homework without cites (--cite 0.3 brings them back). At each evaluation every r and every
+well-formed response are enumerated, so that nothing is estimated. In `carry`, where x alone determines r, the floor is 0.
 """
 
 from itertools import product
@@ -99,10 +99,12 @@ def main() -> None:
     configs = [rlsd.Config(mode=mode, task="split", digits=flags.digits, seed=seed, cite=flags.cite, steps=flags.steps // (4 if flags.quick else 1),
                            evaluate_every=20, divergence="forward_kl", teacher_refresh=10**6)
                for seed in range(1 if flags.quick else flags.seeds) for mode in (("opsd",) if flags.quick else ("opsd", "opd"))]
-    list(rlsd.side_by_side([(rlsd.cached_model, config, kind) for config in configs
-                            for kind in (("base",) if config.mode == "opsd" else ("teacher",))]))
-    lines = [line for done in rlsd.side_by_side([(one, config, flags.problems) for config in configs]) for line in done]
     log = flags.out / "runs" / "floor.jsonl"
+    if flags.resume and log.exists():
+        lines = study.read_lines(log)
+    else:
+        list(study.together("bases", [(rlsd.cached_model, config, "base" if config.mode == "opsd" else "teacher") for config in configs]))
+        lines = [line for done in study.together("runs", [(one, config, flags.problems) for config in configs]) for line in done]
     study.write_lines(log, lines)
 
     figure, axes = study.panels(1, 1, width=7.5, height=4.4)

@@ -5,7 +5,6 @@ attention scores are left out. The yardstick multiplies matrices of the very sha
 nothing else. What a part takes above its yardstick is everything that is no matrix product.
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 import rlsd
+from plots import study
 
 REPEATS = 15
 
@@ -42,7 +42,7 @@ def products(model: rlsd.GPT, rows: list[int], gradient: bool):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = rlsd.Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("plots"))
     parser.add_argument("--digits", type=int, default=4)
     flags = parser.parse_args()
@@ -113,10 +113,9 @@ def main() -> None:
     axes.set(xlabel="milliseconds a step (dark: the matrix products alone)", xlim=(0, 1.35e3 * max(part[0] for part in took.values())))
     axes.set_title(f"A step takes {1e3 * step:.0f} ms, {step / bare:.1f} times its matrix products", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(flags.out / "speed.png")
+    rlsd.save_figure(figure, flags.out / "speed.png")
     print(f"figure {flags.out / 'speed.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    study.command(main)

@@ -7,7 +7,7 @@ Its line in runs/NAME.jsonl holds the label, the seed, the config and the curves
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,15 +21,22 @@ CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
 
 
 def arguments(doc: str, **more) -> argparse.Namespace:
-    """The flags of every study; `more` are further numbers, or other defaults."""
+    """The flags of every study; `more` are further numbers, or other defaults. Refuses what would fail only later."""
     parser = rlsd.Parser(description=doc.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]")
     parser.add_argument("--quick", action="store_true", help="one seed and fewer runs, for a classroom")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the log already has")
-    for name, default in {"digits": 4, "steps": 160, **more}.items():
+    defaults = {"digits": 4, "steps": 160, **more}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"[{default}]")
+    flags = parser.parse_args()
+    for name, default in defaults.items():
+        if isinstance(default, int) and getattr(flags, name) < 1:
+            raise rlsd.UserError(f"--{name} is {getattr(flags, name)}, but must be 1 or more")
+    rlsd.write_whole(probe := flags.out / "runs" / ".writable", b"")
+    probe.unlink()
     torch.set_num_threads(1)
-    return parser.parse_args()
+    return flags
 
 
 def one_run(label: str, config: rlsd.Config, method: Callable) -> dict:
@@ -49,6 +56,15 @@ def write_lines(path: Path, lines: list[dict]) -> None:
     rlsd.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
+def together(label: str, jobs: list[tuple]) -> Iterator:
+    """The results of all jobs, side by side, above a line that says how many are done and how long the rest will take."""
+    console = rlsd.Console([], Path(), Path(), 0)
+    console.progress(label, 0, len(jobs))
+    for done, result in enumerate(rlsd.side_by_side(jobs) if jobs else ()):
+        console.progress(label, done + 1, len(jobs))
+        yield result
+
+
 def run_all(name: str, flags: argparse.Namespace, runs: list[tuple]) -> list[dict]:
     """Every run (label, config, method) that the log does not have yet; the log grows by a line as each is done."""
     path = flags.out / "runs" / f"{name}.jsonl"
@@ -58,13 +74,10 @@ def run_all(name: str, flags: argparse.Namespace, runs: list[tuple]) -> list[dic
     seeds = {config.seed: config for _, config, _ in runs}
     bases = [(rlsd.introduce, config, "cpu") for config in seeds.values()]
     bases += [(rlsd.cached_model, config, "teacher") for _, config, _ in runs if config.mode == "opd"]
-    console = rlsd.Console([], flags.out, path, 0)
-    for done, _ in enumerate(rlsd.side_by_side(bases) if bases else ()):
-        console.progress("bases", done + 1, len(bases))
-    for done, line in enumerate(rlsd.side_by_side([(one_run, *run) for run in runs]) if runs else ()):
+    list(together("bases", bases))
+    for line in together("runs", [(one_run, *run) for run in runs]):
         kept.append(line)
         write_lines(path, kept)
-        console.progress("runs", done + 1, len(runs))
     return kept
 
 

@@ -3,21 +3,25 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from rlsd import MODES, NAMES, curves_of, read_log
+from plots.study import command, spread
+from rlsd import MODES, NAMES, UserError, curves_of, read_log
 
 COLUMNS = ("method", "accuracy at step 0", "highest", "at the end", "mean over the run", "leakage, highest", "leakage at the end",
            "KL at step 0", "KL, lowest", "KL at the end")
 
 
-def spread(values: np.ndarray, digits: int = 3) -> str:
-    """The mean over seeds, and the lowest and highest seed."""
-    return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+def read_sweep(folder: Path) -> dict:
+    """The curves of a sweep's logs (seeds 0 to 9); every mode must be there."""
+    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
+    for mode in MODES:
+        if mode not in curves:
+            raise UserError(f"{folder / 'runs'} has no log of {mode}: run rlsd.py --mode all --out {folder} first")
+    return curves
 
 
 def table(folder: Path) -> list[str]:
-    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
+    """A row a mode: means over seeds, and the lowest and highest seed."""
+    curves = read_sweep(folder)
     rows = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for mode in MODES:
         accuracy, leakage, kl = (curves[mode][key] for key in ("accuracy", "leakage", "kl"))
@@ -29,7 +33,7 @@ def table(folder: Path) -> list[str]:
 
 def compare(folder: Path, first: str = "rlsd", second: str = "rlvr") -> list[str]:
     """The lead of one mode over another, paired by seed, and the steps to where the other ends (mean curves)."""
-    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
+    curves = read_sweep(folder)
     lead = curves[first]["accuracy"].mean(1) - curves[second]["accuracy"].mean(1)
     steps, goal = curves[first]["step"][0], curves[second]["accuracy"].mean(0)[-1]
     reached = [int(step) for step, value in zip(steps, curves[first]["accuracy"].mean(0)) if value >= goal]
@@ -39,6 +43,10 @@ def compare(folder: Path, first: str = "rlsd", second: str = "rlvr") -> list[str
             + (f"after {reached[0]} of {int(steps[-1])} steps" if reached else "never")]
 
 
-if __name__ == "__main__":
+def main() -> None:
     where = Path(sys.argv[1] if len(sys.argv) > 1 else "plots/reference")
     print("\n".join([*table(where), "", *compare(where)]))
+
+
+if __name__ == "__main__":
+    command(main)
