@@ -490,7 +490,7 @@ def small_exam(monkeypatch):
     monkeypatch.setattr(rlsd.World, "exam", lambda world: tuple(part[:32] for part in exam(world)))
 
 
-STUDIES = ("floor", "bandwidth", "belief", "baselines", "drift", "ahead")
+STUDIES = ("floor", "bandwidth", "belief", "baselines", "drift", "push", "ahead")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -499,10 +499,10 @@ def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_
     monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)  # a base that has learned nothing
     monkeypatch.delitem(sys.modules, f"plots.{name}", raising=False)
     monkeypatch.setattr(rlsd, "side_by_side", lambda jobs: [work(*arguments) for work, *arguments in jobs])
-    toy = {"floor": ["--problems", "1"], "baselines": ["--steps", "3"], "belief": ["--problems", "2", "--continuations", "4"]}.get(name, [])
-    quick = [] if name in ("floor", "belief", "bandwidth") else ["--quick"]
+    toy = {"floor": ["--problems", "1"], "baselines": ["--steps", "3"], "belief": ["--problems", "2", "--continuations", "4"], "push": ["--problems", "2"]}.get(name, [])
+    quick = [] if name in ("floor", "belief", "bandwidth", "push") else ["--quick"]
     monkeypatch.setattr(sys, "argv", [name, "--digits", "2", "--steps", "4", "--out", str(tmp_path), *toy, *quick,
-                                      *(["--seeds", "1"] if name != "belief" else [])])
+                                      *(["--seeds", "1"] if name not in ("belief", "push") else [])])
     runpy.run_module(f"plots.{name}", run_name="__main__")
     assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     lines = [json.loads(line) for line in (tmp_path / "runs" / f"{name}.jsonl").read_text().splitlines()]

@@ -65,7 +65,8 @@ def main() -> None:
         told = ", ".join(f"{name.partition('_')[0]} {value:.2f}" for name, value in sorted(early.items(), key=lambda pair: -pair[1]))
         axes[0, column].set_title(f"{kind.split('_')[0].capitalize()} KL: {TARGETS[max(early, key=early.get)]} leads early", loc="left")
         print(f"{kind}, leakage at step {steps[len(steps) * 3 // 10]}: {told}")
-        axes[1, column].set_title("Its accuracy rises, then falls as it leaks", loc="left")
+        accuracy = study.curves(lines, "accuracy", f"full, {kind}").mean(0)
+        axes[1, column].set_title(f"Whole vocabulary: accuracy {accuracy.max():.2f} at most, {accuracy[-1]:.2f} at the end", loc="left", fontsize=11)
     study.finish(figure, flags.out / "bandwidth.png", flags.out / "runs" / "bandwidth.jsonl")
 
 

@@ -95,7 +95,7 @@ def main() -> None:
     axes[0, 1].set(xlabel="counted over continuations", ylabel="product of P_T / P_S", xlim=(-0.02, 1.02), ylim=(-0.02, 1.5))
     axes[0, 1].set_title(f"Every prefix: mean absolute error {errors[worlds[0]]:.2f}", loc="left")
     axes[0, 2].set(xlabel="product of P_T / P_S", ylabel="counted (mean of the bin)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes[0, 2].set_title("What breaks it is the cite: without, it is calibrated", loc="left")
+    axes[0, 2].set_title(f"Error {errors[worlds[0]]:.3f}" + (f"; without cites {errors['no cites']:.3f}" if "no cites" in errors else ""), loc="left")
     axes[0, 2].legend(frameon=False, loc="lower right", fontsize=9)
     for panel in axes[0, 1:]:
         panel.plot((0, 1), (0, 1), color="#888888", linewidth=0.8)

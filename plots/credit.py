@@ -123,7 +123,10 @@ def main() -> None:
         axes.set_yticks(range(len(SHOWN)), [NAMES[mode] for mode in SHOWN])
         axes.set_title(f"{flags.problem}, a {response['verdict']} response: A_t of each token", loc="left")
         axes.tick_params(length=0)
-    figure.suptitle("RLVR blames every token alike; OPSD and RLSD point at the forgotten carry (RLSD with eps_w 1, lambda 1)")
+    worst = found[-1]  # the wrong one, where the base has made a mistake
+    token = min(range(len(worst["tokens"])), key=lambda i: worst["rlsd"][i])
+    figure.suptitle(f"RLVR gives all tokens of the {worst['verdict']} response {worst['rlvr'][0]:+.1f}; RLSD (eps_w 1, lambda 1) gives its "
+                    f"{token + 1}th, {worst['tokens'][token]!r}, {worst['rlsd'][token]:+.1f}")
     log = flags.out / "runs" / "credit.jsonl"
     study.write_lines(log, [{"problem": flags.problem, **response} for response in found])
     study.finish(figure, flags.out / "credit.png", log)

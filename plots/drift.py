@@ -4,14 +4,10 @@
 
 By the README's proposition, a token that all of a group share gets no push from RLVR, nor from an unsigned weight, but
 lam sqrt(p (1 - p)) (w+ - w-) from Eq 15. Here: dose (verifier noise, eps_w, lambda) and response (accuracy over the
-run, leakage); a control, RLVR + a decaying OPSD term; two cures; and the push itself, measured in one step of SGD.
+run, leakage); a control, RLVR + a decaying OPSD term; and two cures. plots.push measures the push itself.
 """
 
-import copy
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 import rlsd
 from plots import study, variants
@@ -39,43 +35,6 @@ def plan(flags) -> list[tuple]:
     return runs
 
 
-def push(flags, problems: int = 48, coins: int = 64) -> list[dict]:
-    """One small step of SGD on groups whose rewards are coins, A_t averaged over the coins: all that is left is the push.
-
-    For every prefix and token that was sampled: how much log P_S rose per step size, and what the formula says of it. Its
-    coefficient c is the mean of A_t over the group where the token was written; through the softmax of that prefix
-    log P_S(v) rises by <e_v - P, sum_u c_u (e_u - P)>, up to what the weights behind the logits add.
-    """
-    config, rate, points = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0), 1e-3, []
-    world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
-    generator, (exam, keys), group = torch.Generator().manual_seed(0), world.exam(), config.group_size
-    for problem, key in list(zip(exam, keys))[:problems]:
-        covered, opened = world.prompts([problem]), world.prompts([problem], [key])
-        rollout = world.sample(base, covered, group, generator)
-        tokens, student = rollout.tokens, copy.deepcopy(base)
-        whole = rlsd.response_logp(student, covered, tokens)
-        logp = rlsd.of_tokens(whole, tokens)
-        with torch.no_grad():
-            gain = rlsd.information_gain(rlsd.of_tokens(rlsd.response_logp(base, opened, tokens), tokens), logp)
-        flips = [rlsd.group_advantage((torch.rand(group, generator=generator) < 0.5).float(), group) for _ in range(coins)]
-        credit = sum(rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0) for advantage in flips) / coins
-        rlsd.clipped_surrogate(logp, rollout.logp, credit, rollout.mask).backward()
-        with torch.no_grad():
-            for parameter in student.parameters():
-                parameter -= rate * parameter.grad
-            rise = (rlsd.of_tokens(rlsd.response_logp(student, covered, tokens), tokens) - logp) / rate
-        unit = F.one_hot(tokens, whole.shape[-1]) - whole.detach().exp()  # e_v - P of each token
-        for position in range(tokens.shape[1]):
-            prefixes, same = torch.unique(F.pad(tokens, (1, 0))[:, :position + 1], dim=0, return_inverse=True)
-            written = rollout.mask[:, position] * credit[:, position] / group
-            direction = torch.zeros(len(prefixes), whole.shape[-1]).index_add(0, same, written.unsqueeze(-1) * unit[:, position])
-            formula = (unit[:, position] * direction[same]).sum(-1)
-            for row in {(int(prefix), int(token)): row for row, (prefix, token) in enumerate(zip(same, tokens[:, position]))
-                        if rollout.mask[row, position]}.values():
-                points.append({"formula": round(float(formula[row]), 5), "rise": round(float(rise[row, position]), 4)})
-    return points
-
-
 def gain_and_leak(lines: list[dict], label: str, noise: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each seed: mean accuracy over the run above RLVR's at the same noise, and the highest leakage."""
     label, rlvr = f"{label}, noise {noise}", study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(1)
@@ -93,20 +52,12 @@ def table(lines: list[dict]) -> list[str]:
 def main() -> None:
     flags = study.arguments(__doc__, seeds=5)
     lines = study.run_all("drift", flags, plan(flags))
-    points = push(flags)
-    log = flags.out / "runs" / "drift-push.jsonl"
-    study.write_lines(log, points)
 
     noises, clips = ((0.4,), (1.0,)) if flags.quick else (NOISES, CLIPS)
     print("gain over RLVR in mean accuracy over the run; highest leakage; a column a noise")
     print("\n".join(table(lines)))
-    x, y = (np.array([point[key] for point in points]) for key in ("formula", "rise"))
-    correlation = np.corrcoef(x, y)[0, 1] if len(points) > 2 else float("nan")
-    strong = np.abs(x) > 0.05
-    agree = (np.sign(x) == np.sign(y))[strong].mean() if strong.any() else float("nan")
-    print(f"push: {len(points)} tokens, correlation {correlation:.2f}; of {strong.sum()} with a push over 0.05, the sign agrees in {agree:.1%}")
 
-    figure, axes = study.panels(2, 2)
+    figure, axes = study.panels(1, 3, height=4.4)
     ends = {}, {}
     for noise in noises:
         for schedule, style in (("constant", "--"), ("falling", "-")):
@@ -125,24 +76,22 @@ def main() -> None:
     for panel, where in zip(axes[0], ends):
         rlsd.write_names(panel, where, {name: name for name in where}, {name: COLOURS[float(name.split()[1])] for name in where})
     axes[0, 0].axhline(0, color="#888888", linewidth=0.8)
-    axes[0, 0].set_title("The noisier the verifier, the more falling weights gain", loc="left")
-    axes[0, 1].set_title("Weights that stay leak (dashed; solid: lambda falls)", loc="left")
-    noise = 0.4
+    most, least = max(noises), min(noises)
+    gained = [gain_and_leak(lines, f"RLSD, eps_w {clips[-1]}, falling", noise)[0].mean() for noise in (least, most)]
+    leaked = [gain_and_leak(lines, f"RLSD, eps_w {clips[-1]}, {schedule}", most)[1].mean() for schedule in ("constant", "falling")]
+    axes[0, 0].set_title(f"Gain {gained[0]:+.2f} at noise {least:g}, {gained[1]:+.2f} at {most:g} (solid: lam falls)", loc="left", fontsize=11)
+    axes[0, 1].set_title(f"Leak at noise {most:g}: {leaked[0]:.2f}, {leaked[1]:.2f} if lam falls (solid)", loc="left", fontsize=11)
+    noise = 0.4  # the one that --quick has as well
     shown = {f"RLSD, {schedule}": f"RLSD, eps_w 1.0, {schedule}" for schedule in SCHEDULES} | {name: name for name in OTHERS}
     where = {}
     for name, label in shown.items():
         gain, leak = gain_and_leak(lines, label, noise)
         where[name] = leak.mean(), gain.mean()
-        axes[1, 0].plot(leak, gain, "o", markersize=3, color="#888888")
-        axes[1, 0].plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
-    axes[1, 0].set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=(-0.02, None))
-    rlsd.write_names(axes[1, 0], where, {name: name for name in where}, {name: "#D55E00" if "RLSD" in name else "#0072B2" for name in where})
-    axes[1, 0].set_title(f"Controls and cures, noise {noise}, eps_w 1 (small: a seed)", loc="left")
-    axes[1, 1].plot(x, y, "o", markersize=3, color="#0072B2", alpha=0.5)
-    axes[1, 1].axhline(0, color="#888888", linewidth=0.8)
-    axes[1, 1].axvline(0, color="#888888", linewidth=0.8)
-    axes[1, 1].set(xlabel="the formula's push on the token (nats per unit of step size)", ylabel="measured rise of log P_S (same unit)")
-    axes[1, 1].set_title(f"A coin for a reward still pushes: {agree:.0%} as predicted", loc="left")
+        axes[0, 2].plot(leak, gain, "o", markersize=3, color="#888888")
+        axes[0, 2].plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
+    axes[0, 2].set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=(-0.02, None))
+    rlsd.write_names(axes[0, 2], where, {name: name for name in where}, {name: "#D55E00" if "RLSD" in name else "#0072B2" for name in where})
+    axes[0, 2].set_title(f"Controls and cures, noise {noise}, eps_w 1 (grey: a seed)", loc="left", fontsize=11)
     study.finish(figure, flags.out / "drift.png", flags.out / "runs" / "drift.jsonl")
 
 

@@ -17,6 +17,8 @@ import rlsd
 from plots import study
 
 REPEATS = 15
+KINDS = {"matrix products": "::mm", "attention": "scaled_dot_product_flash", "joining the cache": "::cat", "GELU": "gelu",
+         "layer norm": "layer_norm", "copies, sums and products by element": ("::copy_", "::mul", "::add", "::sum", "softmax")}
 
 
 def seconds(work) -> float:
@@ -39,6 +41,19 @@ def products(model: rlsd.GPT, rows: list[int], gradient: bool):
             work += [(y, weight), (y.T, x)] if gradient else []
             flop += 2 * weight.numel() * count * (3 if gradient else 1)
     return lambda: [a @ b for a, b in work], flop
+
+
+def by_kind(work) -> dict[str, list]:
+    """The milliseconds and the calls of each kind of operation, the last being whatever is left."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    found = {kind: [0.0, 0] for kind in (*KINDS, "everything else, most of it views")}
+    for event in profile.key_averages():
+        names = (kind for kind, parts in KINDS.items() if any(part in event.key for part in ([parts] if isinstance(parts, str) else parts)))
+        kind = found[next(names, "everything else, most of it views")]
+        kind[0] += event.self_cpu_time_total / 1e3
+        kind[1] += event.count
+    return found
 
 
 def main() -> None:
@@ -95,13 +110,11 @@ def main() -> None:
     print(f"step     {step:8.4f} {1:10.0%} {bare:14.4f} {step / bare:6.1f}")
     print(f"evaluation: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        text(), teacher(), update()
-    operations = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in operations)
-    print("the costliest operations of a step, their own time")
-    for event in operations[:10]:
-        print(f"  {event.key[:40]:40} {event.count:5} calls {event.self_cpu_time_total / 1e3:8.2f} ms {event.self_cpu_time_total / total:5.0%}")
+    print("operations, their own time in ms as the profiler sees it (its cost included), and calls")
+    print(f"  {'':37}" + "".join(f"{name:>14}" for name in parts))
+    found = [by_kind(work) for work, _ in parts.values()]
+    for kind in found[0]:
+        print(f"  {kind:37}" + "".join(f"{part[kind][0]:8.2f} /{part[kind][1]:4}" for part in found))
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
