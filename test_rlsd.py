@@ -532,7 +532,7 @@ def test_a_checkpoint_whose_optimizer_does_not_fit_is_refused_at_once(runs, tmp_
             list(rlsd.train(config, world, world.new_model(0), checkpoint=path))
 
 
-@pytest.mark.parametrize("command", ["drift --digits 77", "floor --steps 0", "baselines --seeds -1", "belief --out /dev/null/x", "ahead --what",
+@pytest.mark.parametrize("command", ["drift --digits 77", "floor --steps 0", "baselines --seeds -1", "belief --out /dev/null/x", "ahead --what", "baselines --coefficient 2.0",
                                      "floor --cite nan", "credit --problem 12", "speed --digits 1", "table nowhere"])
 def test_a_study_refuses_bad_input_in_one_line(command, tmp_path, monkeypatch, capsys):
     name, *words = command.split()

@@ -14,6 +14,8 @@ COLOURS = {**rlsd.COLOURS, "held": "#CC79A7", "sum": "#E69F00"}
 
 def plan(flags, times: dict[str, int]) -> list[tuple]:
     """A run a label and seed, over `times` the default's steps."""
+    if not 0 <= flags.coefficient <= 1:
+        raise rlsd.UserError(f"--coefficient is {flags.coefficient}, but must be from 0 to 1")
     runs = []
     for seed in range(1 if flags.quick else flags.seeds):
         for label, factor in times.items():

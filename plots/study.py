@@ -109,7 +109,7 @@ def command(main: Callable) -> None:
     try:
         main()
     except rlsd.UserError as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; finished runs are in the log, and --resume keeps them", file=sys.stderr)
