@@ -266,21 +266,21 @@ class World:
         mask = (torch.arange(responses.shape[1], device=self.device) < length).float()
         return self.prompts(problems, keys if key_open else None), responses, mask
 
-    @torch.no_grad()
     def sample(self, model: GPT, prompts: Tensor, group_size: int, generator: torch.Generator | None) -> Rollout:
         """group_size responses to each prompt (P, length of prompt), at temperature 1; without a generator, greedily."""
-        logits, cache = once_per_problem(model, prompts, group_size)
-        ended = torch.zeros(len(logits), 1, dtype=torch.bool, device=self.device)
         tokens, logps, mask = [], [], []
-        for position in range(1, self.task.response_length + 1):
-            logp = logits[:, 0].log_softmax(-1)
-            token = torch.multinomial(logp.exp(), 1, generator=generator) if generator else logp.argmax(-1, keepdim=True)
-            token = token.masked_fill(ended, self.tokenizer.end)
-            tokens.append(token), logps.append(logp.gather(1, token)), mask.append(~ended)
-            ended = ended | (token == self.tokenizer.end)
-            if position == self.task.response_length or position % 4 == 0 and ended.all():  # asking makes a GPU wait
-                break
-            logits, cache = model(token, cache)
+        with torch.inference_mode():  # less work a call than no_grad, a tenth of the whole
+            logits, cache = once_per_problem(model, prompts, group_size)
+            ended = torch.zeros(len(logits), 1, dtype=torch.bool, device=self.device)
+            for position in range(1, self.task.response_length + 1):
+                logp = logits[:, 0].log_softmax(-1)
+                token = torch.multinomial(logp.exp(), 1, generator=generator) if generator else logp.argmax(-1, keepdim=True)
+                token = token.masked_fill(ended, self.tokenizer.end)
+                tokens.append(token), logps.append(logp.gather(1, token)), mask.append(~ended)
+                ended = ended | (token == self.tokenizer.end)
+                if position == self.task.response_length or position % 4 == 0 and ended.all():  # asking makes a GPU wait
+                    break
+                logits, cache = model(token, cache)
         tokens, logps, mask = torch.cat(tokens, 1), torch.cat(logps, 1), torch.cat(mask, 1).float()
         texts = [self.tokenizer.decode(row[:int(n)]) for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
         return Rollout(tokens, logps, mask, texts)
@@ -509,7 +509,7 @@ MEASURED = ("step", "seed", "accuracy", "greedy_accuracy", "leakage", "key_accur
             "response_length")
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(mode: str, world: World, student: GPT, teacher: GPT) -> dict:
     """What is measured, on the exam, with an exact verifier. Shares of 1; kl and entropy in nats per token."""
     problems, keys = world.exam()
