@@ -12,8 +12,8 @@ LABELS = {"rlvr": "RLVR", "opd": "OPD", "opsd": "OPSD", "rlsd": "RLSD", "held": 
 COLOURS = {**rlsd.COLOURS, "held": "#CC79A7", "sum": "#E69F00"}
 
 
-def plan(flags, times: dict[str, int]) -> list[tuple]:
-    """A run a label and seed, over `times` the default's steps."""
+def plan(flags, times: dict[str, int], every: int) -> list[tuple]:
+    """A run a label and seed, over `times` the default's steps, evaluated `every` so many."""
     if not 0 <= flags.coefficient <= 1:
         raise rlsd.UserError(f"--coefficient is {flags.coefficient}, but must be from 0 to 1")
     runs = []
@@ -22,7 +22,7 @@ def plan(flags, times: dict[str, int]) -> list[tuple]:
             changes = {"held": {"mode": "rlsd", "lam_decay": 0},
                        "sum": {"mode": "rlsd", "lam": flags.coefficient, "lam_decay": 0}}.get(label, {"mode": label})
             config = rlsd.Config(seed=seed, digits=flags.digits, steps=factor * flags.steps,
-                                 evaluate_every=max(1, flags.steps // 4), **changes)
+                                 evaluate_every=max(1, every), **changes)
             runs.append((label, config, variants.plain_sum if label == "sum" else rlsd.method_loss))
     return runs
 
@@ -62,7 +62,7 @@ def show(lines: list[dict], flags, name: str, title: str) -> None:
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=5, coefficient=1.0)
-    lines = study.run_all("baselines", flags, plan(flags, {"rlvr": 2, "sum": 2, "rlsd": 1}))
+    lines = study.run_all("baselines", flags, plan(flags, {"rlvr": 2, "sum": 2, "rlsd": 1}, flags.steps // 4))
     ends = {label: study.curves(lines, "accuracy", label)[:, -1].mean() for label in ("rlvr", "sum", "rlsd")}
     show(lines, flags, "baselines", f"RLSD {ends['rlsd']:.3f}; with twice the steps RLVR {ends['rlvr']:.3f}, the sum {ends['sum']:.3f}")
 

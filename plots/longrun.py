@@ -10,9 +10,9 @@ from plots import baselines, study
 
 
 def main() -> None:
-    flags = study.arguments(__doc__, seeds=3, coefficient=1.0)
+    flags = study.arguments(__doc__, seeds=2, coefficient=1.0)
     times = {"held": 2, "sum": 2} if flags.quick else dict.fromkeys(baselines.LABELS, 3)
-    lines = study.run_all("longrun", flags, baselines.plan(flags, times))
+    lines = study.run_all("longrun", flags, baselines.plan(flags, times, flags.steps // 2))
     held = study.curves(lines, "accuracy", "held")
     baselines.show(lines, flags, "longrun", f"RLSD with lambda held ends at {held[:, -1].mean():.2f} (lowest seed {held[:, -1].min():.2f})")
 
