@@ -14,7 +14,7 @@ def main() -> None:
     times = {"held": 2, "sum": 2} if flags.quick else dict.fromkeys(baselines.LABELS, 3)
     lines = study.run_all("longrun", flags, baselines.plan(flags, times, flags.steps // 2))
     held = study.curves(lines, "accuracy", "held")
-    baselines.show(lines, flags, "longrun", f"RLSD with lambda held ends at {held[:, -1].mean():.2f} (lowest seed {held[:, -1].min():.2f})")
+    baselines.show(lines, flags, "longrun", f"RLSD with lambda held ends at {held[:, -1].mean():.3f} (lowest seed {held[:, -1].min():.3f})")
 
 
 if __name__ == "__main__":
