@@ -511,6 +511,15 @@ def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, tmp_
     assert f"figure {tmp_path / name}.png" in said and complaints == ""
 
 
+def test_a_study_with_all_its_runs_in_the_log_trains_nothing_and_draws_again(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(ROOT / "plots/reference/runs/drift.jsonl", tmp_path / "runs")
+    monkeypatch.setattr(rlsd, "side_by_side", None)
+    monkeypatch.setattr(sys, "argv", ["drift", "--resume", "--out", str(tmp_path)])
+    drift.main()
+    assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG" and "| RLSD, eps_w 4.0, falling |" in capsys.readouterr().out
+
+
 def test_every_mode_and_explain_run_on_the_other_task(tmp_path, monkeypatch, capsys, small_exam):
     monkeypatch.setattr(rlsd, "CACHE", tmp_path)
     monkeypatch.setattr(rlsd, "pretrain", lambda world, model, *_: model)

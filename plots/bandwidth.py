@@ -41,7 +41,7 @@ def main() -> None:
     kinds = ("reverse_kl",) if flags.quick else ("reverse_kl", "forward_kl")
     methods = {"full": rlsd.method_loss, "teacher_top": teacher_top, "student_top": student_top}
     runs = [(f"{name}, {kind}", rlsd.Config(mode="opsd", divergence=kind, seed=seed, digits=flags.digits, steps=flags.steps * 3 // 4 if flags.quick else flags.steps,
-                                            evaluate_every=20 if flags.quick else 10), method)
+                                            evaluate_every=40 if flags.quick else 10), method)
             for kind in kinds for seed in range(1 if flags.quick else flags.seeds) for name, method in methods.items()]
     lines = study.run_all("bandwidth", flags, runs)
     figure, axes = study.panels(2, len(kinds))

@@ -50,51 +50,54 @@ def table(lines: list[dict]) -> list[str]:
                                          for noise in noises) + " |" for label in labels if label != "RLVR"]
 
 
-def main() -> None:
-    flags = study.arguments(__doc__, seeds=5)
-    lines = study.run_all("drift", flags, plan(flags))
-
-    noises, clips = ((0.4,), (1.0,)) if flags.quick else (NOISES, CLIPS)
-    print("gain over RLVR in mean accuracy over the run; highest leakage; a column a noise")
-    print("\n".join(table(lines)))
-
-    figure, axes = study.panels(1, 3, height=4.4)
+def doses(axes, lines: list[dict]) -> None:
+    """Gain and leakage against eps_w, a colour a noise; solid where lambda falls."""
     ends = {}, {}
-    for noise in noises:
+    for noise in NOISES:
         for schedule, style in (("constant", "--"), ("falling", "-")):
-            both = [gain_and_leak(lines, f"RLSD, eps_w {eps_w}, {schedule}", noise) for eps_w in clips]
-            for panel, which in zip(axes[0], (0, 1)):
+            both = [gain_and_leak(lines, f"RLSD, eps_w {eps_w}, {schedule}", noise) for eps_w in CLIPS]
+            across = [clip * (0.94 + 0.04 * NOISES.index(noise)) for clip in CLIPS]  # side by side, or the bars would hide each other
+            for which, panel in enumerate(axes):
                 values = np.array([pair[which] for pair in both])
-                across = [clip * (0.94 + 0.04 * noises.index(noise)) for clip in clips]  # side by side, or the bars would hide each other
                 panel.plot(across, values.mean(1), style, marker="o", color=COLOURS[noise])
                 panel.vlines(across, values.min(1), values.max(1), color=COLOURS[noise], linewidth=0.8, linestyle=style)
                 if schedule == ("falling", "constant")[which]:
                     ends[which][f"noise {noise:g}"] = across[-1], values[-1].mean()
-    for panel, text in zip(axes[0], ("gain over RLVR, mean accuracy over the run", "highest leakage of the run (share)")):
+    for panel, where, text in zip(axes, ends, ("gain over RLVR, mean accuracy over the run", "highest leakage of the run (share)")):
         panel.set(xscale="log", xlabel="eps_w, the weights' clip (log scale)", ylabel=text)
-        panel.set_xticks(clips, [f"{clip:g}" for clip in clips])
+        panel.set_xticks(CLIPS, [f"{clip:g}" for clip in CLIPS])
         panel.minorticks_off()
-    for panel, where in zip(axes[0], ends):
         rlsd.write_names(panel, where, {name: name for name in where}, {name: COLOURS[float(name.split()[1])] for name in where})
-    axes[0, 0].axhline(0, color="#888888", linewidth=0.8)
-    most, least = max(noises), min(noises)
-    gained = [gain_and_leak(lines, f"RLSD, eps_w {clips[-1]}, falling", noise)[0].mean() for noise in (least, most)]
-    leaked = [gain_and_leak(lines, f"RLSD, eps_w {clips[-1]}, {schedule}", most)[1].mean() for schedule in ("constant", "falling")]
-    axes[0, 0].set_title(f"Gain {gained[0]:+.2f} at noise {least:g}, {gained[1]:+.2f} at {most:g} (solid: lam falls)", loc="left", fontsize=11)
-    axes[0, 1].set_title(f"Leak at noise {most:g}: {leaked[0]:.2f}, {leaked[1]:.2f} if lam falls (solid)", loc="left", fontsize=11)
-    noise = 0.4  # the one that --quick has as well
-    shown = {f"RLSD, {schedule}": f"RLSD, eps_w 1.0, {schedule}" for schedule in SCHEDULES} | {name: name for name in OTHERS}
-    where = {}
+    axes[0].axhline(0, color="#888888", linewidth=0.8)
+    gained = [gain_and_leak(lines, f"RLSD, eps_w {CLIPS[-1]}, falling", noise)[0].mean() for noise in (NOISES[0], NOISES[-1])]
+    leaked = [gain_and_leak(lines, f"RLSD, eps_w {CLIPS[-1]}, {schedule}", NOISES[-1])[1].mean() for schedule in ("constant", "falling")]
+    axes[0].set_title(f"Gain {gained[0]:+.2f} at noise 0, {gained[1]:+.2f} at {NOISES[-1]:g} (solid: lam falls)", loc="left", fontsize=11)
+    axes[1].set_title(f"Leak at noise {NOISES[-1]:g}: {leaked[0]:.2f}, {leaked[1]:.2f} if lam falls (solid)", loc="left", fontsize=11)
+
+
+def cures(panel, lines: list[dict], noise: float = 0.4) -> None:
+    """Gain against leakage of RLSD, the control and the cures, at one noise."""
+    shown, where = {f"RLSD, {schedule}": f"RLSD, eps_w 1.0, {schedule}" for schedule in SCHEDULES} | {name: name for name in OTHERS}, {}
     for name, label in shown.items():
-        if not any(line["label"] == f"{label}, noise {noise}" for line in lines):
-            continue
-        gain, leak = gain_and_leak(lines, label, noise)
-        where[name] = leak.mean(), gain.mean()
-        axes[0, 2].plot(leak, gain, "o", markersize=3, color="#888888")
-        axes[0, 2].plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
-    axes[0, 2].set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=(-0.02, None))
-    rlsd.write_names(axes[0, 2], where, {name: name for name in where}, {name: "#D55E00" if "RLSD" in name else "#0072B2" for name in where})
-    axes[0, 2].set_title(f"Controls and cures, noise {noise}, eps_w 1 (grey: a seed)", loc="left", fontsize=11)
+        if any(line["label"] == f"{label}, noise {noise}" for line in lines):
+            gain, leak = gain_and_leak(lines, label, noise)
+            where[name] = leak.mean(), gain.mean()
+            panel.plot(leak, gain, "o", markersize=3, color="#888888")
+            panel.plot(leak.mean(), gain.mean(), "o", color="#D55E00" if "RLSD" in name else "#0072B2")
+    panel.set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=(-0.02, 1))
+    rlsd.write_names(panel, where, {name: name for name in where}, {name: "#D55E00" if "RLSD" in name else "#0072B2" for name in where})
+    panel.set_title(f"Controls and cures, noise {noise}, eps_w 1 (grey: a seed)", loc="left", fontsize=11)
+
+
+def main() -> None:
+    flags = study.arguments(__doc__, seeds=5)
+    lines = study.run_all("drift", flags, plan(flags))
+    print("gain over RLVR in mean accuracy over the run; highest leakage; a column a noise")
+    print("\n".join(table(lines)))
+    figure, axes = study.panels(1, 1 if flags.quick else 3, height=4.4)
+    cures(axes[0, -1], lines)
+    if not flags.quick:
+        doses(axes[0, :2], lines)
     study.finish(figure, flags.out / "drift.png", flags.out / "runs" / "drift.jsonl")
 
 
