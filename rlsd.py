@@ -35,7 +35,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -534,14 +534,24 @@ def evaluate(mode: str, world: World, student: GPT, teacher: GPT) -> dict:
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
+def at_once(work: Callable, *arguments) -> Future:
+    """Does here and now what an executor's submit would have done in another process."""
+    future = Future()
+    future.set_result(work(*arguments))
+    return future
+
+
 def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None = None, checkpoint: Path | None = None,
-          method: Callable = method_loss, after_step: Callable = nothing) -> Iterator[tuple[dict, dict]]:
-    """Yields (record of the log, state to resume from) at step 0, at every evaluation and at the end."""
+          method: Callable = method_loss, after_step: Callable = nothing, submit: Callable = at_once) -> Iterator[tuple[dict, dict]]:
+    """Yields (record of the log, state to resume from) at step 0, at every evaluation and at the end.
+
+    With an executor's `submit` the evaluations, half of the work, are done by another process while training goes on.
+    """
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
     teacher = {"rlvr": student, "opd": opd_teacher}.get(config.mode) or copy.deepcopy(base)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
-    first, reward = 0, None
+    first, reward, waiting = 0, None, []
     if checkpoint:
         with distrust(checkpoint):
             saved = read_checkpoint(checkpoint)
@@ -559,18 +569,24 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None = Non
             reward = round(float(seen["reward"].mean()), 6)
             after_step(config, world, step, seen)
         if step % config.evaluate_every == 0 or step == config.steps:
-            yield ({"step": step, "mode": config.mode, "seed": config.seed, "reward": reward,
-                    **evaluate(config.mode, world, student, teacher)},
-                   {"step": step, "student": student.state_dict(), "teacher": teacher.state_dict(),
-                    "moments": optimizer.state_dict()["state"]})
+            now, its_teacher, moments = copy.deepcopy((student, teacher, optimizer.state_dict()["state"]))
+            known = {"step": step, "mode": config.mode, "seed": config.seed, "reward": reward}
+            state = {"step": step, "student": now.state_dict(), "teacher": its_teacher.state_dict(), "moments": moments}
+            waiting.append((known, submit(evaluate, config.mode, world, now, its_teacher), state))
+        while waiting and (waiting[0][1].done() or len(waiting) > 1 or step == config.steps):
+            known, measured, state = waiting.pop(0)
+            yield {**known, **measured.result()}, state
 
 
 def run_path(out: Path, config: Config, ending: str) -> Path:
     return out / "runs" / f"{config.task}-{config.mode}-s{config.seed}{ending}"
 
 
-def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_step: Callable = nothing) -> None:
-    """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record."""
+def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_step: Callable = nothing, alone: bool = False) -> None:
+    """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record.
+
+    A run that is alone on a machine of several cores leaves evaluations and figures to a second process.
+    """
     world = World(config.make_task(), device)
     base = cached_model(config, "base", device)
     opd_teacher = cached_model(config, "teacher", device) if config.mode == "opd" else None
@@ -581,12 +597,14 @@ def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_
             if getattr(logged, name) != value:
                 raise UserError(f"{log} was made with --{name.replace('_', '-')} {getattr(logged, name)}, not {value}: "
                                 "give the same settings, or leave out --resume to start anew")
-    for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, after_step=after_step):
-        # The log is written before the checkpoint: after a kill it may be one evaluation ahead, never behind.
-        records = [earlier for earlier in records if earlier["step"] < record["step"]] + [record]
-        write_log(log, config, records)
-        write_whole(checkpoint, state)
-        tell(record)
+    with workers(1) if alone and device == "cpu" and os.cpu_count() > 1 else contextlib.nullcontext() as second:
+        submit = second.submit if second else at_once
+        for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, after_step=after_step, submit=submit):
+            # The log is written before the checkpoint: after a kill it may be one evaluation ahead, never behind.
+            records = [earlier for earlier in records if earlier["step"] < record["step"]] + [record]
+            write_log(log, config, records)
+            write_whole(checkpoint, state)
+            tell(record, submit)
 
 
 def worker_begins() -> None:
@@ -594,6 +612,10 @@ def worker_begins() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins)
 
 
 def side_by_side(jobs: list[tuple]) -> Iterator:
@@ -608,7 +630,7 @@ def side_by_side(jobs: list[tuple]) -> Iterator:
                 torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
             torch.distributed.barrier()
         return
-    with ProcessPoolExecutor(min(os.cpu_count(), len(jobs)), multiprocessing.get_context("spawn"), worker_begins) as pool:
+    with workers(min(os.cpu_count(), len(jobs))) as pool:
         try:
             for future in [pool.submit(*job) for job in jobs]:
                 yield future.result()
@@ -727,13 +749,13 @@ class Console:
             print(f"{self.clear}{label} {done}/{total}{pace}", end="", file=sys.stderr, flush=True)
             self.shown = now
 
-    def tell(self, record: dict) -> None:
+    def tell(self, record: dict, submit: Callable) -> None:
         """A new record: its line, and the figure of all logs so far; it may be two seconds old while runs go side by side."""
         self.say(f"{record['mode']:4} seed {record['seed']}  step {record['step']:4}  accuracy {record['accuracy']:.3f}  "
                  f"greedy {record['greedy_accuracy']:.3f}  leakage {record['leakage']:.3f}  kl {record['kl']:.3f}")
         logs = [read_log(path) for config in self.configs if (path := run_path(self.out, config, ".jsonl")).exists()]
         if len(self.configs) == 1 or not self.figure.exists() or time.time() - self.figure.stat().st_mtime > 2:
-            draw(logs, self.figure)
+            submit(draw, logs, self.figure)
         if len(self.configs) > 1:
             self.progress("all runs, step", sum(records[-1]["step"] for _, records in logs), sum(config.steps for config in self.configs))
 
@@ -816,7 +838,7 @@ def main(arguments: list[str] | None = None) -> None:
         for result in side_by_side([(*job, shown) for job, shown in zip(bases + teachers, progress)]):
             if isinstance(result, str):
                 console.say(result)
-        for _ in side_by_side([(run, config, flags.out, device, console.tell, console.after_step if alone else nothing)
+        for _ in side_by_side([(run, config, flags.out, device, console.tell, console.after_step if alone else nothing, alone)
                                for config in configs]):
             pass
         if RANK > 0:

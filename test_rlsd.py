@@ -485,7 +485,8 @@ def test_ten_thousand_random_command_lines_are_read_or_refused_in_one_line():
 
 @pytest.fixture
 def small_exam(monkeypatch):
-    """32 problems instead of 512."""
+    """32 problems instead of 512, and no other process, which would not know of it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     exam = rlsd.World.exam
     monkeypatch.setattr(rlsd.World, "exam", lambda world: tuple(part[:32] for part in exam(world)))
 
