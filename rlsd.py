@@ -28,6 +28,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -535,7 +536,7 @@ def evaluate(mode: str, world: World, student: GPT, teacher: GPT) -> dict:
 
 
 def at_once(work: Callable, *arguments) -> Future:
-    """Does here and now what an executor's submit would have done in another process."""
+    """Does here and now what an executor would do in another process."""
     future = Future()
     future.set_result(work(*arguments))
     return future
@@ -545,7 +546,7 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None = Non
           method: Callable = method_loss, after_step: Callable = nothing, submit: Callable = at_once) -> Iterator[tuple[dict, dict]]:
     """Yields (record of the log, state to resume from) at step 0, at every evaluation and at the end.
 
-    With an executor's `submit` the evaluations, half of the work, are done by another process while training goes on.
+    With another `submit` the evaluations, half of the work, are done in a second process while training goes on.
     """
     student = copy.deepcopy(base)
     # rlvr has no teacher; what is measured against is the student itself with the key open.
@@ -569,10 +570,10 @@ def train(config: Config, world: World, base: GPT, opd_teacher: GPT | None = Non
             reward = round(float(seen["reward"].mean()), 6)
             after_step(config, world, step, seen)
         if step % config.evaluate_every == 0 or step == config.steps:
-            now, its_teacher, moments = copy.deepcopy((student, teacher, optimizer.state_dict()["state"]))
             known = {"step": step, "mode": config.mode, "seed": config.seed, "reward": reward}
-            state = {"step": step, "student": now.state_dict(), "teacher": its_teacher.state_dict(), "moments": moments}
-            waiting.append((known, submit(evaluate, config.mode, world, now, its_teacher), state))
+            state = copy.deepcopy({"step": step, "student": student.state_dict(), "teacher": teacher.state_dict(),
+                                   "moments": optimizer.state_dict()["state"]})
+            waiting.append((known, submit(evaluate, config.mode, world, student, teacher), state))
         while waiting and (waiting[0][1].done() or len(waiting) > 1 or step == config.steps):
             known, measured, state = waiting.pop(0)
             yield {**known, **measured.result()}, state
@@ -598,7 +599,10 @@ def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_
                 raise UserError(f"{log} was made with --{name.replace('_', '-')} {getattr(logged, name)}, not {value}: "
                                 "give the same settings, or leave out --resume to start anew")
     with workers(1) if alone and device == "cpu" and os.cpu_count() > 1 else contextlib.nullcontext() as second:
-        submit = second.submit if second else at_once
+        def elsewhere(work: Callable, *arguments) -> Future:
+            return second.submit(thaw, pickle.dumps((work, arguments)))  # frozen now, since training goes on to change them
+
+        submit = elsewhere if second else at_once
         for record, state in train(config, world, base, opd_teacher, checkpoint if records else None, after_step=after_step, submit=submit):
             # The log is written before the checkpoint: after a kill it may be one evaluation ahead, never behind.
             records = [earlier for earlier in records if earlier["step"] < record["step"]] + [record]
@@ -612,6 +616,11 @@ def worker_begins() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def thaw(frozen: bytes):
+    work, arguments = pickle.loads(frozen)
+    return work(*arguments)
 
 
 def workers(count: int) -> ProcessPoolExecutor:

@@ -18,7 +18,7 @@ from plots import study
 
 REPEATS = 15
 KINDS = {"matrix products": "::mm", "attention": "scaled_dot_product_flash", "joining the cache": "::cat", "GELU": "gelu",
-         "layer norm": "layer_norm", "copies, sums and products by element": ("::copy_", "::mul", "::add", "::sum", "softmax")}
+         "layer norm": "layer_norm", "copies, sums, products by element": ("::copy_", "::mul", "::add", "::sum", "softmax")}
 
 
 def seconds(work) -> float:
@@ -110,11 +110,11 @@ def main() -> None:
     print(f"step     {step:8.4f} {1:10.0%} {bare:14.4f} {step / bare:6.1f}")
     print(f"evaluation: {evaluation:.4f} s a step, {evaluation / (step + evaluation):.0%} of all")
 
-    print("operations, their own time in ms as the profiler sees it (its cost included), and calls")
-    print(f"  {'':37}" + "".join(f"{name:>14}" for name in parts))
+    print("operations: their own time in ms, the profiler's cost included / calls")
+    print(f"{'':36}" + "".join(f"{name:>14}" for name in parts))
     found = [by_kind(work) for work, _ in parts.values()]
     for kind in found[0]:
-        print(f"  {kind:37}" + "".join(f"{part[kind][0]:8.2f} /{part[kind][1]:4}" for part in found))
+        print(f"{kind:36}" + "".join(f"{part[kind][0]:8.2f} /{part[kind][1]:4}" for part in found))
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
