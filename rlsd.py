@@ -583,6 +583,23 @@ def run_path(out: Path, config: Config, ending: str) -> Path:
     return out / "runs" / f"{config.task}-{config.mode}-s{config.seed}{ending}"
 
 
+def worker_begins() -> None:
+    """One thread a worker; it leaves Ctrl-C to its parent, and does not outlive it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def thaw(frozen: bytes):
+    """Does in a worker what `run` froze for it."""
+    work, arguments = pickle.loads(frozen)
+    return work(*arguments)
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins)
+
+
 def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_step: Callable = nothing, alone: bool = False) -> None:
     """Trains one mode on one seed, from its checkpoint if there is one; keeps its log; tells each new record.
 
@@ -609,22 +626,6 @@ def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_
             write_log(log, config, records)
             write_whole(checkpoint, state)
             tell(record, submit)
-
-
-def worker_begins() -> None:
-    """One thread a worker; it leaves Ctrl-C to its parent, and does not outlive it."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def thaw(frozen: bytes):
-    work, arguments = pickle.loads(frozen)
-    return work(*arguments)
-
-
-def workers(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins)
 
 
 def side_by_side(jobs: list[tuple]) -> Iterator:
