@@ -584,9 +584,8 @@ def run_path(out: Path, config: Config, ending: str) -> Path:
 
 
 def worker_begins() -> None:
-    """One thread a worker; it leaves Ctrl-C to its parent, and does not outlive it."""
+    """One thread a worker, and it does not outlive its parent."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -597,7 +596,12 @@ def thaw(frozen: bytes):
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins)
+    """Processes that leave Ctrl-C to their parent: they are started while it is ignored, and inherit that."""
+    pool, earlier = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for _ in range(count):
+        pool.submit(nothing)
+    signal.signal(signal.SIGINT, earlier)
+    return pool
 
 
 def run(config: Config, out: Path, device: str, tell: Callable = nothing, after_step: Callable = nothing, alone: bool = False) -> None:
