@@ -442,7 +442,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, in_one_p
     log, rng = f"runs/carry-{mode}-s0", random.Random(mode)
     for attempt in range(3):
         process = subprocess.Popen([sys.executable, PROGRAM / "rlsd.py", "--mode", mode, "--out", killed, *many,
-                                    *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True)
+                                    *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         for _ in range(7 + rng.randrange(2)):  # the first lines describe the base
             process.stdout.readline()
         time.sleep(rng.random() * 0.3)

@@ -62,7 +62,7 @@ def show(lines: list[dict], flags, name: str, title: str) -> None:
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=5, coefficient=1.0)
-    lines = study.run_all("baselines", flags, plan(flags, {"rlvr": 2, "sum": 2, "rlsd": 1}, flags.steps // 4))
+    lines = study.run_all("baselines", flags, plan(flags, {"rlvr": 2, "sum": 2, "rlsd": 1}, flags.steps // (2 if flags.quick else 4)))
     ends = {label: study.curves(lines, "accuracy", label)[:, -1].mean() for label in ("rlvr", "sum", "rlsd")}
     show(lines, flags, "baselines", f"RLSD {ends['rlsd']:.3f}; with twice the steps RLVR {ends['rlvr']:.3f}, the sum {ends['sum']:.3f}")
 
