@@ -438,12 +438,12 @@ def test_a_worker_that_cannot_go_on_ends_the_sweep_in_one_line(runs, tmp_path):
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, in_one_process, mode="rlsd"):
     many = [*TINY, "--steps", "15", "--evaluate-every", "3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it, and its children would
     rlsd.main(["--mode", mode, "--out", str(whole), *many])  # in one process; those below leave evaluations to a second
     log, rng = f"runs/carry-{mode}-s0", random.Random(mode)
     for attempt in range(3):
         process = subprocess.Popen([sys.executable, PROGRAM / "rlsd.py", "--mode", mode, "--out", killed, *many,
-                                    *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True,
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
+                                    *(["--resume"] if attempt else [])], stdout=subprocess.PIPE, text=True)
         for _ in range(7 + rng.randrange(2)):  # the first lines describe the base
             process.stdout.readline()
         time.sleep(rng.random() * 0.3)
