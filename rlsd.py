@@ -597,7 +597,8 @@ def thaw(frozen: bytes):
 
 def workers(count: int) -> ProcessPoolExecutor:
     """Processes that leave Ctrl-C to their parent: they are started while it is ignored, and inherit that."""
-    pool, earlier = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), worker_begins)
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for _ in range(count):
         pool.submit(nothing)
     signal.signal(signal.SIGINT, earlier)
