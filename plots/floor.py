@@ -97,8 +97,9 @@ def one(config: rlsd.Config, problems: int) -> list[dict]:
 
 def main() -> None:
     flags = study.arguments(__doc__, digits=3, steps=320, seeds=3, problems=16, cite=0.0)
-    configs = [rlsd.Config(mode=mode, task="split", digits=2 if flags.quick else flags.digits, seed=seed, cite=flags.cite, steps=flags.steps // (4 if flags.quick else 1),
-                           evaluate_every=20 if flags.quick else 40, divergence="forward_kl", teacher_refresh=10**6)
+    digits, steps, every = (2, flags.steps // 4, 20) if flags.quick else (flags.digits, flags.steps, 40)
+    configs = [rlsd.Config(mode=mode, task="split", digits=digits, seed=seed, cite=flags.cite, steps=steps, evaluate_every=every,
+                           divergence="forward_kl", teacher_refresh=10**6)
                for seed in range(1 if flags.quick else flags.seeds) for mode in (("opsd",) if flags.quick else ("opsd", "opd"))]
     log = flags.out / "runs" / "floor.jsonl"
     if flags.resume and log.exists():

@@ -17,8 +17,8 @@ import rlsd
 from plots import study
 
 REPEATS = 15
-KINDS = {"matrix products": "::mm", "attention": "scaled_dot_product_flash", "joining the cache": "::cat", "GELU": "gelu",
-         "layer norm": "layer_norm", "copies, sums, products by element": ("::copy_", "::mul", "::add", "::sum", "softmax")}
+KINDS = {"matrix products": ("::mm",), "attention": ("scaled_dot_product_flash",), "joining the cache": ("::cat",), "GELU": ("gelu",),
+         "layer norm": ("layer_norm",), "copies, sums, products by element": ("::copy_", "::mul", "::add", "::sum", "softmax")}
 
 
 def seconds(work) -> float:
@@ -47,10 +47,11 @@ def by_kind(work) -> dict[str, list]:
     """The milliseconds and the calls of each kind of operation, the last being whatever is left."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
-    found = {kind: [0.0, 0] for kind in (*KINDS, "everything else, most of it views")}
+    rest = "everything else, most of it views"
+    found = {kind: [0.0, 0] for kind in (*KINDS, rest)}
     for event in profile.key_averages():
-        names = (kind for kind, parts in KINDS.items() if any(part in event.key for part in ([parts] if isinstance(parts, str) else parts)))
-        kind = found[next(names, "everything else, most of it views")]
+        names = (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts))
+        kind = found[next(names, rest)]
         kind[0] += event.self_cpu_time_total / 1e3
         kind[1] += event.count
     return found

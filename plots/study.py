@@ -57,7 +57,7 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 
 
 def together(label: str, jobs: list[tuple]) -> Iterator:
-    """The results of all jobs, side by side, above a line that says how many are done and how long the rest will take."""
+    """The results of all jobs, side by side, with a line that says how many are done and how long the rest will take."""
     console = rlsd.Console([], Path(), Path(), 0)
     console.progress(label, 0, len(jobs))
     for done, result in enumerate(rlsd.side_by_side(jobs) if jobs else ()):
