@@ -21,7 +21,7 @@ import torch
 
 import rlsd
 from plots import ahead, baselines, drift, floor, study, variants
-from plots.table import compare, table
+from plots.table import compare, read_sweep, table
 from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Tokenizer
 
 torch.set_num_threads(1)
@@ -51,6 +51,7 @@ def test_group_advantage_by_hand_and_exactly_zero_where_rewards_are_equal():
     ours = rlsd.group_advantage(reward, 4)
     torch.testing.assert_close(ours, expected)
     assert (ours[4:] == 0).all()
+    assert (rlsd.group_advantage(torch.full((8,), 0.1), 8) == 0).all()  # although the mean, as rounded, is not 0.1
 
 
 def test_surrogate_gradient_at_rho_one_is_the_policy_gradient_by_finite_differences():
@@ -694,7 +695,7 @@ def test_every_command_of_the_readme_runs_at_a_toy_size(runs, tmp_path, command,
 
 @pytest.mark.parametrize("folder", ["plots/reference", "plots/reference/noisy"])
 def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
-    for row in table(ROOT / folder):
+    for row in table(read_sweep(ROOT / folder)):
         assert row in README
 
 
@@ -703,6 +704,23 @@ def test_the_readmes_tables_are_what_the_committed_logs_say(folder):
 def test_the_readmes_tables_of_studies_are_what_the_committed_logs_say(name, of, count):
     rows = of(study.read_lines(ROOT / f"plots/reference/runs/{name}.jsonl"))
     assert len(rows) == count and all(row in README for row in rows)
+
+
+def test_the_readmes_table_of_two_machines_is_what_the_committed_logs_say():
+    columns = []
+    for folder in (ROOT / "plots/reference", ROOT / "plots/reference/second"):
+        exact, noisy = read_sweep(folder), read_sweep(folder / "noisy")
+        mean = {mode: {key: values.mean(0) for key, values in curve.items()} for mode, curve in exact.items()}
+        (opsd, opd), lead = (mean[mode]["kl"] for mode in ("opsd", "opd")), noisy["rlsd"]["accuracy"].mean(1) - noisy["rlvr"]["accuracy"].mean(1)
+        steps = [step for step, value in zip(noisy["rlsd"]["step"][0], noisy["rlsd"]["accuracy"].mean(0)) if value >= noisy["rlvr"]["accuracy"].mean(0)[-1]]
+        columns.append([", ".join(f"{mean[mode]['accuracy'][-1]:.3f}" for mode in ("rlvr", "opd", "rlsd")),
+                        f"{(mean['rlsd']['accuracy'] - mean['rlvr']['accuracy']).mean():+.3f}",
+                        f"{exact['opsd']['accuracy'].max(1).mean():.3f}, {mean['opsd']['accuracy'][-1]:.3f}",
+                        f"{exact['opsd']['leakage'][:, -1].min():.3f}", f"{opsd.min() / opsd[0]:.2f}",
+                        f"{(exact['opsd']['kl'][:, -1] / exact['opsd']['kl'][:, 0]).min():.2f}", f"{opd[-1] / opd[0]:.2f}",
+                        f"{lead.mean():+.3f}", f"{(lead > 0).sum()} of {len(lead)}", f"{steps[0]:.0f} steps"])
+    for first, second in zip(*columns):
+        assert f" | {first} | {second} |\n" in README
 
 
 def test_the_committed_log_keeps_theorem_1_to_the_third_decimal_and_better():
@@ -736,4 +754,4 @@ def test_the_committed_logs_show_what_the_readme_claims():
         first = sweep["rlvr"]
         assert (first["key_accuracy"][:, 0] >= 0.9).all() and (first["leakage"][:, 0] < 0.01).all()
         assert ((0.3 <= first["accuracy"][:, 0]) & (first["accuracy"][:, 0] <= 0.6)).all()
-    assert all(line in README for line in compare(ROOT / "plots/reference/noisy"))
+    assert all(line in README for line in compare(read_sweep(ROOT / "plots/reference/noisy")))

@@ -1,4 +1,7 @@
-"""The README's tables, from the logs alone: python -m plots.table [folder of a sweep, default plots/reference]."""
+"""The README's tables, from the logs alone: python -m plots.table [folders of sweeps, default plots/reference].
+
+Several folders are one sweep in several parts, such as the same seeds on several machines: their runs are put together.
+"""
 
 import sys
 from pathlib import Path
@@ -10,18 +13,20 @@ COLUMNS = ("method", "accuracy at step 0", "highest", "at the end", "mean over t
            "KL at step 0", "KL, lowest", "KL at the end")
 
 
-def read_sweep(folder: Path) -> dict:
+def read_sweep(*folders: Path) -> dict:
     """The curves of a sweep's logs (seeds 0 to 9); every mode must be there."""
-    curves = curves_of([read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))])
-    for mode in MODES:
-        if mode not in curves:
-            raise UserError(f"{folder / 'runs'} has no log of {mode}: run rlsd.py --mode all --out {folder} first")
-    return curves
+    logs = []
+    for folder in folders:
+        found = [read_log(path) for path in sorted((folder / "runs").glob("*-s?.jsonl"))]
+        for mode in MODES:
+            if mode not in {config.mode for config, _ in found}:
+                raise UserError(f"{folder / 'runs'} has no log of {mode}: run rlsd.py --mode all --out {folder} first")
+        logs += found
+    return curves_of(logs)
 
 
-def table(folder: Path) -> list[str]:
+def table(curves: dict) -> list[str]:
     """A row a mode: means over seeds, and the lowest and highest seed."""
-    curves = read_sweep(folder)
     rows = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for mode in MODES:
         accuracy, leakage, kl = (curves[mode][key] for key in ("accuracy", "leakage", "kl"))
@@ -31,9 +36,8 @@ def table(folder: Path) -> list[str]:
     return rows
 
 
-def compare(folder: Path, first: str = "rlsd", second: str = "rlvr") -> list[str]:
+def compare(curves: dict, first: str = "rlsd", second: str = "rlvr") -> list[str]:
     """The lead of one mode over another, paired by seed, and the steps to where the other ends (mean curves)."""
-    curves = read_sweep(folder)
     lead = curves[first]["accuracy"].mean(1) - curves[second]["accuracy"].mean(1)
     steps, goal = curves[first]["step"][0], curves[second]["accuracy"].mean(0)[-1]
     reached = [int(step) for step, value in zip(steps, curves[first]["accuracy"].mean(0)) if value >= goal]
@@ -44,8 +48,8 @@ def compare(folder: Path, first: str = "rlsd", second: str = "rlvr") -> list[str
 
 
 def main() -> None:
-    where = Path(sys.argv[1] if len(sys.argv) > 1 else "plots/reference")
-    print("\n".join([*table(where), "", *compare(where)]))
+    curves = read_sweep(*map(Path, sys.argv[1:] or ["plots/reference"]))
+    print("\n".join([*table(curves), "", *compare(curves)]))
 
 
 if __name__ == "__main__":
