@@ -114,6 +114,29 @@ def test_divergence_is_brute_force_zero_at_equality_and_leaves_the_teacher_alone
     assert rlsd.divergence(student, student, kind).abs().max() < 1e-12
 
 
+def test_the_information_gain_lets_no_gradient_through():
+    student, teacher = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
+    assert not rlsd.information_gain(teacher, student).requires_grad
+
+
+@pytest.mark.parametrize("mode", ["opd", "opsd"])
+def test_distillations_credit_in_the_mean_over_tokens_is_the_gradient_of_its_loss(mode):
+    """Eq 17 with the reverse KL: sum over y of P_S(y) A_t(y) grad log P_S(y) is minus the gradient of method_loss."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_()
+    teacher = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    climbed = torch.zeros(5, dtype=torch.float64)
+    for token in range(5):
+        student = logits.log_softmax(-1)
+        tokens, one = torch.tensor([[token], [token]]), torch.ones(2, 1, dtype=torch.float64)
+        rollout = rlsd.Rollout(tokens, one * float(student[token].detach()), one, [""] * 2)
+        loss, credit = rlsd.method_loss(mode, rollout, torch.tensor([1.0, 0.0]), student.expand(2, 1, 5), teacher.expand(2, 1, 5), 2, "reverse_kl", 0.2, 0.5)
+        slope, = torch.autograd.grad(student[token], logits, retain_graph=True)
+        climbed += student[token].detach().exp() * credit[0, 0] * slope
+    torch.testing.assert_close(climbed, -torch.autograd.grad(loss, logits)[0])
+    assert loss.item() == pytest.approx((student.exp() * (student - teacher)).sum().item())
+
+
 @pytest.mark.parametrize("eps_w", [0.0, 0.2, 1.0, 4.0])
 def test_credit_never_flips_the_sign_of_the_advantage_and_is_finite_for_extreme_ratios(eps_w):
     gain = torch.tensor([[-math.inf, -1e30, -80, -0.1, 0, 0.1, 80, 1e30, math.inf]]).expand(3, -1)
@@ -262,6 +285,70 @@ def test_every_mode_takes_steps_that_change_the_student_and_leave_base_and_teach
     *_, (_, state) = rlsd.train(config, world, base, teacher if mode == "opd" else None)
     assert any((state["student"][name] != value).any() for name, value in base.state_dict().items())
     assert all(map(torch.equal, before, [parameter for model in (base, teacher) for parameter in model.parameters()]))
+
+
+@pytest.mark.parametrize("mode", rlsd.MODES)
+def test_the_teacher_sees_what_its_mode_says_and_is_copied_when_its_mode_says(mode, small_exam):
+    config = rlsd.Config(mode=mode, digits=2, steps=5, problems=3, group_size=4, teacher_refresh=2, lr=0.01, lam_decay=2, divergence="jsd",
+                         eps_w=0.7, evaluate_every=1)
+    world = rlsd.World(config.make_task())
+    base, opd_teacher, calls, seen, students, teachers = world.new_model(0), world.new_model(1), [], [], [], []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return rlsd.method_loss(*arguments)
+
+    for _, state in rlsd.train(config, world, base, opd_teacher if mode == "opd" else None, method=spy, after_step=lambda *last: seen.append(last[-1])):
+        students.append(state["student"])
+        teachers.append(state["teacher"])
+    assert [call[6:] for call in calls] == [("jsd", 0.7, lam) for lam in (0.5, 0.25, 0, 0, 0)]
+    for step in range(1, 6):
+        # The student of step 0 is the base; steps 1 and 2 have the copy made before step 1, steps 3 and 4 the one before step 3.
+        expected = {"rlvr": students[step], "opd": opd_teacher.state_dict()}.get(mode, students[(step - 1) // 2 * 2])
+        assert all(torch.equal(teachers[step][name], value) for name, value in expected.items())
+        problems, rollout, model = seen[step - 1]["problems"], seen[step - 1]["rollout"], world.new_model(0)
+        keys = None if mode in ("rlvr", "opd") else [world.task.reference(problem) for problem in problems]
+        model.load_state_dict(students[step - 1] if mode == "rlvr" else teachers[step])
+        torch.testing.assert_close(calls[step - 1][4], rlsd.response_logp(model, world.prompts(problems, keys), rollout.tokens))
+        assert torch.equal(seen[step - 1]["reward"], world.reward(problems, rollout.texts))
+
+
+def test_the_verifiers_noise_flips_that_share_of_rewards_in_both_directions():
+    config = rlsd.Config(digits=2, problems=250, verifier_noise=0.3)
+    world = rlsd.World(config.make_task())
+    student = rlsd.cached_model(config, "base")
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
+    seen = rlsd.train_step(config, world, student, student, optimizer, 1, rlsd.method_loss)
+    exact = world.reward(seen["problems"], seen["rollout"].texts)
+    for value in (0, 1):
+        flipped = (seen["reward"] != exact)[exact == value]
+        assert abs(float(flipped.float().mean()) - 0.3) < 5 * (0.3 * 0.7 / len(flipped)) ** 0.5 < 0.15
+
+
+@pytest.mark.parametrize("mode", ["opd", "rlsd"])
+def test_what_is_measured_is_what_a_slow_count_finds(mode, small_exam):
+    """Shares by a loop over the texts; KL and entropy from full passes in double precision, without a cache."""
+    world = rlsd.World(Carry(2))
+    student, teacher = rlsd.cached_model(rlsd.Config(digits=2), "base"), world.new_model(7)
+    measured = rlsd.evaluate(mode, world, student, teacher)
+    problems, keys = world.exam()
+    covered, opened = world.prompts(problems), world.prompts(problems, keys)
+    generator = torch.Generator().manual_seed(0)
+    sampled, greedy, with_key = (world.sample(student, covered, 1, generator), world.sample(student, covered, 1, None),
+                                 world.sample(student, opened, 1, generator))
+    right = [sum(world.task.verify(*pair) for pair in zip(problems, rollout.texts)) / 32 for rollout in (sampled, greedy, with_key)]
+    assert all(world.task.is_held_out(problem) for problem in problems)
+    kl = entropy = tokens = 0
+    for row, text in enumerate(sampled.texts):
+        logs = []
+        for model, prompts in ((student, covered), (teacher, covered if mode == "opd" else opened)):
+            whole = torch.cat((prompts[row], sampled.tokens[row])).unsqueeze(0)
+            logs.append(model(whole)[0][0, prompts.shape[1] - 1:-1].double().log_softmax(-1))
+        for p, q in list(zip(*logs))[:len(world.tokenizer.encode(text))]:
+            kl, entropy, tokens = kl + float(p.exp() @ (p - q)), entropy - float(p.exp() @ p), tokens + 1
+    slow = {"accuracy": right[0], "greedy_accuracy": right[1], "key_accuracy": right[2], "leakage": sum(map(world.task.leaks, sampled.texts)) / 32,
+            "key_citing": sum(map(world.task.leaks, with_key.texts)) / 32, "kl": kl / tokens, "entropy": entropy / tokens, "response_length": tokens / 32}
+    assert measured == pytest.approx(slow, abs=2e-5)
 
 
 def test_verifier_accepts_exactly_the_right_answer():
