@@ -319,6 +319,20 @@ def test_the_teacher_sees_what_its_mode_says_and_is_copied_when_its_mode_says(mo
         assert torch.equal(seen[step - 1]["reward"], world.reward(problems, rollout.texts))
 
 
+def test_all_modes_see_the_same_problems_other_ones_at_each_step_and_none_that_is_held_out(small_exam):
+    seen = {mode: [] for mode in rlsd.MODES}
+    for mode in rlsd.MODES:
+        config = rlsd.Config(mode=mode, digits=2, steps=3, problems=20, group_size=2)
+        world = rlsd.World(config.make_task())
+        list(rlsd.train(config, world, random_model(world), random_model(world), after_step=lambda *last, mode=mode: seen[mode].append(last[-1]["problems"])))
+    assert all(problems == seen["rlvr"] for problems in seen.values())
+    assert len({tuple(problems) for problems in seen["rlvr"]}) == 3
+    assert not any(world.task.is_held_out(problem) for problems in seen["rlvr"] for problem in problems)
+    asked, _, _ = world.corpus(random.Random(0), 500, False, False)
+    exam = {world.task.prompt((a, b)) for a in range(100) for b in range(100) if world.task.is_held_out((a, b))}
+    assert not exam & set(map(world.tokenizer.decode, asked.tolist()))
+
+
 def test_the_verifiers_noise_flips_that_share_of_rewards_in_both_directions():
     config = rlsd.Config(digits=2, problems=250, verifier_noise=0.3)
     world = rlsd.World(config.make_task())
@@ -454,18 +468,26 @@ def test_tokenizer_returns_the_text_and_names_what_it_does_not_know():
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+MASTERED = []  # what of the exam was right, at every 50th step of the textbook
+
+
 @pytest.fixture(scope="session", autouse=True)
 def program(tmp_path_factory):
     """A copy of the program. Its cache has a base of little homework and an untrained teacher, so that tests need not wait."""
     global PROGRAM
     PROGRAM, pretrain = tmp_path_factory.mktemp("program"), rlsd.pretrain
+    problems, _ = rlsd.World(Carry(2)).exam()
     for path in (*ROOT.glob("*.py"), *ROOT.glob("plots/*.py")):
         (PROGRAM / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy(path, PROGRAM / path.relative_to(ROOT))
 
     @functools.wraps(pretrain)  # the cache's fingerprint is that of the true one
     def quickly(world, model, seed, homework_steps, progress):
-        return pretrain(world, model, seed, 100) if homework_steps else model
+        def look(label, step, most):
+            if label.startswith("textbook") and step % 50 == 0:
+                MASTERED.append(float(world.reward(problems, world.sample(model, world.prompts(problems), 1, None).texts).mean()))
+
+        return pretrain(world, model, seed, 100, look) if homework_steps else model
 
     rlsd.CACHE, rlsd.pretrain = PROGRAM / ".cache", quickly
     for kind in ("base", "teacher"):
@@ -474,7 +496,8 @@ def program(tmp_path_factory):
 
 
 def test_a_base_has_learned_to_add_and_then_to_forget_and_to_cite():
-    """pretrain itself refuses a textbook that is not mastered to 99 %; then came 100 steps of homework."""
+    """The textbook until 99 %, then 100 steps of homework."""
+    assert MASTERED[-1] >= 0.99 > max(MASTERED[:-1], default=0)
     base = rlsd.cached_model(rlsd.Config(digits=2), "base")
     measured = rlsd.evaluate("rlvr", rlsd.World(Carry(2)), base, base)
     assert 0.4 < measured["greedy_accuracy"] < 0.9 and measured["leakage"] < 0.05 and 0.1 < measured["key_citing"] < 0.6
@@ -517,6 +540,18 @@ def test_a_mode_on_its_own_writes_the_bytes_it_wrote_beside_others_and_keeps_the
     assert earlier.read_bytes() == (runs / "runs" / earlier.name).read_bytes()
     assert earlier.with_suffix(".old.jsonl").read_text() == "an earlier log"
     assert (tmp_path / f"carry-{mode}.png").exists()
+
+
+def test_the_pictures_curves_end_where_the_shortest_run_does_and_its_titles_say_what_they_show():
+    def log(seed, accuracy, leakage):
+        return rlsd.Config(mode="opsd", seed=seed), [{**dict.fromkeys(rlsd.MEASURED, 0.5), "accuracy": a, "leakage": b} for a, b in zip(accuracy, leakage)]
+
+    curves = rlsd.curves_of([log(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log(1, (0.4, 0.9), (0, 0.3))])
+    assert curves["opsd"]["accuracy"].tolist() == [[0.4, 0.8], [0.4, 0.9]] and list(curves) == ["opsd"]
+    for accuracy, leakage, right, leaks in (((0.4, 0.9, 0.3), (0, 0.1, 0.6), "OPSD 0.30 after 0.90", "OPSD cites a key it cannot see: 60%"),
+                                            ((0.4, 0.8, 0.9), (0, 0, 0.01), "OPSD 0.90", "No citing of a covered key")):
+        titles = rlsd.findings({mode: {key: value[0] for key, value in curve.items()} for mode, curve in rlsd.curves_of([log(0, accuracy, leakage)]).items()})
+        assert titles["accuracy"] == f"Right at the end: {right}" and titles["leakage"] == leaks and titles["kl"].endswith("OPSD 0.50 to 0.50")
 
 
 def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
@@ -609,6 +644,12 @@ def test_bad_input_is_one_clear_line(flags):
 def test_bad_input_ends_with_exit_code_2_and_one_line_on_standard_error(flags, tmp_path):
     done = start(*flags.split(), cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and re.fullmatch(r"rlsd\.py: [^\n]+\n", done.stderr)
+
+
+def test_all_and_seeds_ask_for_a_run_of_every_mode_on_every_seed_counted_from_the_first():
+    _, configs = rlsd.parse("--mode all --seeds 2 --seed 3 --lr 0.1".split())
+    assert [(config.mode, config.seed) for config in configs] == [(mode, seed) for seed in (3, 4) for mode in rlsd.MODES]
+    assert {config.lr for config in configs} == {0.1}
 
 
 def test_ten_thousand_random_command_lines_are_read_or_refused_in_one_line():
