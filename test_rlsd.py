@@ -647,7 +647,7 @@ def test_bad_input_ends_with_exit_code_2_and_one_line_on_standard_error(flags, t
 
 
 def test_all_and_seeds_ask_for_a_run_of_every_mode_on_every_seed_counted_from_the_first():
-    _, configs = rlsd.parse("--mode all --seeds 2 --seed 3 --lr 0.1".split())
+    _, configs = rlsd.parse(["--mode", "all", "--seeds", "2", "--seed", "3", "--lr", "0.1"])
     assert [(config.mode, config.seed) for config in configs] == [(mode, seed) for seed in (3, 4) for mode in rlsd.MODES]
     assert {config.lr for config in configs} == {0.1}
 
