@@ -303,7 +303,8 @@ def test_the_teacher_sees_what_its_mode_says_and_is_copied_when_its_mode_says(mo
         calls.append(arguments)
         return rlsd.method_loss(*arguments)
 
-    for _, state in rlsd.train(config, world, base, opd_teacher if mode == "opd" else None, method=spy, after_step=lambda *last: seen.append(last[-1])):
+    for record, state in rlsd.train(config, world, base, opd_teacher if mode == "opd" else None, method=spy, after_step=lambda *last: seen.append(last[-1])):
+        assert record["reward"] == (pytest.approx(float(seen[-1]["reward"].mean()), abs=1e-6) if seen else None)
         students.append(state["student"])
         teachers.append(state["teacher"])
     assert [call[6:] for call in calls] == [("jsd", 0.7, lam) for lam in (0.5, 0.25, 0, 0, 0)]
@@ -503,6 +504,49 @@ def test_a_base_has_learned_to_add_and_then_to_forget_and_to_cite():
     assert 0.4 < measured["greedy_accuracy"] < 0.9 and measured["leakage"] < 0.05 and 0.1 < measured["key_citing"] < 0.6
 
 
+def test_the_cache_knows_a_base_by_all_it_depends_on(tmp_path, monkeypatch):
+    def untrained(world, model, *_):
+        return model
+
+    def untrained_otherwise(world, model, *_):
+        return model
+
+    monkeypatch.setattr(rlsd, "CACHE", tmp_path)
+    monkeypatch.setattr(rlsd, "pretrain", untrained)
+    config, files = rlsd.Config(digits=2), []
+    for kind, change in (("base", {}), ("teacher", {}), ("base", {"seed": 1}), ("base", {"slip": 0.1}), ("base", {"digits": 3}), ("base", {"task": "split"})):
+        rlsd.cached_model(rlsd.replace(config, **change), kind)
+        files.append(len(list(tmp_path.iterdir())))
+    rlsd.cached_model(rlsd.replace(config, lr=0.1, mode="opd"), "base")  # of no account for a base
+    assert files == [1, 2, 3, 4, 5, 6] and len(list(tmp_path.iterdir())) == 6
+    monkeypatch.setattr(rlsd, "pretrain", untrained_otherwise)
+    rlsd.cached_model(config, "base")
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_opds_teacher_has_four_times_the_parameters_and_sees_the_textbook_only(tmp_path, monkeypatch):
+    def note(world, model, seed, homework_steps, progress):
+        trained[sum(parameter.numel() for parameter in model.parameters())] = homework_steps
+
+    monkeypatch.setattr(rlsd, "CACHE", tmp_path)
+    monkeypatch.setattr(rlsd, "pretrain", note)
+    trained = {}
+    for kind in ("base", "teacher"):
+        rlsd.cached_model(rlsd.Config(), kind)
+    (small, homework), (large, none) = trained.items()
+    assert large >= 4 * small and homework > 0 and none == 0
+
+
+def test_muons_direction_keeps_the_singular_vectors_and_brings_the_values_near_one():
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((32, 32), (96, 32), (32, 128)):
+        left, _ = torch.linalg.qr(torch.randn(rows, 32, generator=generator))
+        right, _ = torch.linalg.qr(torch.randn(columns, 32, generator=generator))
+        found = left.T @ rlsd.orthogonal(left @ torch.diag(torch.linspace(1, 10, 32)) @ right.T) @ right
+        assert 0.6 < found.diagonal().min() and found.diagonal().max() < 1.3
+        assert (found - torch.diag(found.diagonal())).abs().max() < 1e-4
+
+
 def start(*arguments, **options) -> subprocess.CompletedProcess:
     """As a user would start it, in a folder that is not the program's."""
     return subprocess.run([sys.executable, PROGRAM / "rlsd.py", *map(str, arguments)], check=False,
@@ -594,7 +638,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, in_one_p
         process.send_signal(signal.SIGKILL if attempt else signal.SIGINT)
         process.communicate()
         assert process.returncode == (-signal.SIGKILL if attempt else 130)
-    assert 0 < len((killed / f"{log}.jsonl").read_text().splitlines()) < 8
+    assert 0 < rlsd.read_checkpoint(killed / f"{log}.pt")["step"] < 15
     with pytest.raises(rlsd.UserError, match="--lr 0.0002, not 0.001"):
         rlsd.main(["--mode", mode, "--out", str(killed), *many, "--lr", "0.001", "--resume"])
     rlsd.main(["--mode", mode, "--out", str(killed), *many, "--resume"])
@@ -603,7 +647,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, in_one_p
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_to_the_same_bytes(runs, tmp_path, in_one_process):
+def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_to_the_same_bytes(runs, tmp_path, in_one_process, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the log fits, the checkpoint does not
     try:
@@ -611,6 +655,17 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_resumes_to_the_same_bytes(run
             rlsd.main(["--mode", "rlvr", "--out", str(tmp_path), *TINY])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    write = rlsd.write_whole
+
+    def full_later(path, content):
+        if path.suffix == ".pt" and content.get("step"):
+            raise rlsd.UserError(f"cannot write {path}: full")
+        write(path, content)
+
+    with monkeypatch.context() as disk, pytest.raises(rlsd.UserError, match="^cannot write [^\n]*$"):
+        disk.setattr(rlsd, "write_whole", full_later)  # the log of step 2 is written, its checkpoint is not
+        rlsd.main(["--mode", "rlvr", "--out", str(tmp_path), *TINY, "--resume"])
+    assert rlsd.read_checkpoint(tmp_path / "runs/carry-rlvr-s0.pt")["step"] == 0
     rlsd.main(["--mode", "rlvr", "--out", str(tmp_path), *TINY, "--resume"])
     log = "runs/carry-rlvr-s0.jsonl"
     assert (tmp_path / log).read_bytes() == (runs / log).read_bytes()
