@@ -586,16 +586,56 @@ def test_a_mode_on_its_own_writes_the_bytes_it_wrote_beside_others_and_keeps_the
     assert (tmp_path / f"carry-{mode}.png").exists()
 
 
-def test_the_pictures_curves_end_where_the_shortest_run_does_and_its_titles_say_what_they_show():
-    def log(seed, accuracy, leakage):
-        return rlsd.Config(mode="opsd", seed=seed), [{**dict.fromkeys(rlsd.MEASURED, 0.5), "accuracy": a, "leakage": b} for a, b in zip(accuracy, leakage)]
+def log(seed, accuracy, leakage):
+    return rlsd.Config(mode="opsd", seed=seed), [{**dict.fromkeys(rlsd.MEASURED, 0.5), "step": 80 * i, "accuracy": a, "leakage": b}
+                                                 for i, (a, b) in enumerate(zip(accuracy, leakage))]
 
+
+def test_the_picture_shows_the_mean_over_seeds_and_a_band_from_the_lowest_to_the_highest(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(rlsd, "save_figure", lambda figure, path: drawn.append(figure))
+    rlsd.draw([log(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log(1, (0.5, 0.9, 0.5), (0, 0.3, 0.4))], tmp_path)
+    accuracy, leakage, _, both = drawn[0].axes
+    for axes, lows, means, highs in ((accuracy, (0.4, 0.8, 0.3), (0.45, 0.85, 0.4), (0.5, 0.9, 0.5)), (leakage, (0, 0.1, 0.4), (0, 0.2, 0.5), (0, 0.3, 0.6))):
+        assert axes.lines[0].get_xdata().tolist() == [0, 80, 160] and axes.lines[0].get_ydata().tolist() == pytest.approx(means)
+        corners = axes.collections[0].get_paths()[0].vertices
+        for step, low, high in zip((0, 80, 160), lows, highs):
+            there = corners[corners[:, 0] == step, 1]
+            assert (there.min(), there.max()) == pytest.approx((low, high))
+    assert both.lines[0].get_xdata().tolist() == pytest.approx([0.45, 0.85, 0.4]) and both.lines[0].get_ydata().tolist() == pytest.approx([0, 0.2, 0.5])
+
+
+def test_the_pictures_curves_end_where_the_shortest_run_does_and_its_titles_say_what_they_show():
     curves = rlsd.curves_of([log(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log(1, (0.4, 0.9), (0, 0.3))])
     assert curves["opsd"]["accuracy"].tolist() == [[0.4, 0.8], [0.4, 0.9]] and list(curves) == ["opsd"]
     for accuracy, leakage, right, leaks in (((0.4, 0.9, 0.3), (0, 0.1, 0.6), "OPSD 0.30 after 0.90", "OPSD cites a key it cannot see: 60%"),
                                             ((0.4, 0.8, 0.9), (0, 0, 0.01), "OPSD 0.90", "No citing of a covered key")):
         titles = rlsd.findings({mode: {key: value[0] for key, value in curve.items()} for mode, curve in rlsd.curves_of([log(0, accuracy, leakage)]).items()})
         assert titles["accuracy"] == f"Right at the end: {right}" and titles["leakage"] == leaks and titles["kl"].endswith("OPSD 0.50 to 0.50")
+
+
+def test_names_beside_the_curves_keep_their_order_and_do_not_overlap():
+    from matplotlib.figure import Figure
+
+    for heights in ((0.97, 0.96, 0.03, 0.98), (0.0, 0.0, 0.9, 0.001), (0.5, 0.5, 0.5, 0.5)):
+        axes = Figure().subplots()
+        axes.set_ylim(0, 1)
+        rlsd.write_names(axes, {mode: (1, height) for mode, height in zip(rlsd.MODES, heights)})
+        names = sorted((text.xy[1], text.get_text()) for text in axes.texts)
+        assert all(above[0] - below[0] >= 0.06 - 1e-9 for below, above in zip(names, names[1:]))
+        order = dict(zip(rlsd.NAMES.values(), heights))
+        assert [order[name] for _, name in names] == sorted(heights)
+
+
+def test_the_introduction_says_right_of_what_the_verifier_accepts_and_cites_of_what_leaks():
+    said, task = rlsd.introduce(rlsd.Config(digits=2), "cpu"), Carry(2)
+    problem, key = task.read(re.search(r"answers (\S+)", said)[1]), re.search(r"\((\d+)\)", said)[1]
+    shown = re.findall(r"key (covered|open) +(\S.*?)  (right|wrong)(.*)", said)
+    assert [state for state, *_ in shown] == ["covered"] * 2 + ["open"] * 2 and key == task.reference(problem)
+    for state, text, verdict, more in shown:
+        prompt = task.prompt(problem, key if state == "open" else None)
+        response = text.removeprefix(prompt)
+        assert response != text and (verdict == "right") == task.verify(problem, response) and ("cites" in more) == task.leaks(response)
 
 
 def test_plot_only_draws_again_from_the_logs_alone(runs, tmp_path):
@@ -624,7 +664,7 @@ def test_a_worker_that_cannot_go_on_ends_the_sweep_in_one_line(runs, tmp_path):
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path, in_one_process, monkeypatch, mode="rlsd"):
     monkeypatch.setattr(rlsd, "draw", rlsd.nothing)  # in this process; it takes a quarter of a second each time
-    many = [*TINY, "--steps", "15", "--evaluate-every", "3"]
+    many = [*TINY, "--steps", "15", "--evaluate-every", "3", "--teacher-refresh", "4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it, and its children would
     rlsd.main(["--mode", mode, "--out", str(whole), *many])  # in one process; those below leave evaluations to a second
@@ -675,8 +715,9 @@ def test_two_ranks_of_torchrun_share_the_runs_and_write_the_same_bytes(runs, tmp
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", PROGRAM / "rlsd.py",
                            "--mode", "all", "--out", tmp_path, *TINY], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for log in sorted((runs / "runs").glob("*.jsonl")):
-        assert (tmp_path / "runs" / log.name).read_bytes() == log.read_bytes()
+    assert len(re.findall(r"seed 0  step", done.stdout)) == 8, "every run is made by one rank"
+    for path in sorted((runs / "runs").glob("*.jsonl")):
+        assert (tmp_path / "runs" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "carry-compare.png").read_bytes() == (runs / "carry-compare.png").read_bytes()
 
 
