@@ -1,6 +1,7 @@
 """The claims: each test's name is a sentence that would be false if the code were wrong."""
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -586,7 +587,7 @@ def test_a_mode_on_its_own_writes_the_bytes_it_wrote_beside_others_and_keeps_the
     assert (tmp_path / f"carry-{mode}.png").exists()
 
 
-def log(seed, accuracy, leakage):
+def log_of(seed, accuracy, leakage):
     return rlsd.Config(mode="opsd", seed=seed), [{**dict.fromkeys(rlsd.MEASURED, 0.5), "step": 80 * i, "accuracy": a, "leakage": b}
                                                  for i, (a, b) in enumerate(zip(accuracy, leakage))]
 
@@ -594,7 +595,7 @@ def log(seed, accuracy, leakage):
 def test_the_picture_shows_the_mean_over_seeds_and_a_band_from_the_lowest_to_the_highest(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(rlsd, "save_figure", lambda figure, path: drawn.append(figure))
-    rlsd.draw([log(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log(1, (0.5, 0.9, 0.5), (0, 0.3, 0.4))], tmp_path)
+    rlsd.draw([log_of(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log_of(1, (0.5, 0.9, 0.5), (0, 0.3, 0.4))], tmp_path)
     accuracy, leakage, _, both = drawn[0].axes
     for axes, lows, means, highs in ((accuracy, (0.4, 0.8, 0.3), (0.45, 0.85, 0.4), (0.5, 0.9, 0.5)), (leakage, (0, 0.1, 0.4), (0, 0.2, 0.5), (0, 0.3, 0.6))):
         assert axes.lines[0].get_xdata().tolist() == [0, 80, 160] and axes.lines[0].get_ydata().tolist() == pytest.approx(means)
@@ -606,11 +607,11 @@ def test_the_picture_shows_the_mean_over_seeds_and_a_band_from_the_lowest_to_the
 
 
 def test_the_pictures_curves_end_where_the_shortest_run_does_and_its_titles_say_what_they_show():
-    curves = rlsd.curves_of([log(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log(1, (0.4, 0.9), (0, 0.3))])
+    curves = rlsd.curves_of([log_of(0, (0.4, 0.8, 0.3), (0, 0.1, 0.6)), log_of(1, (0.4, 0.9), (0, 0.3))])
     assert curves["opsd"]["accuracy"].tolist() == [[0.4, 0.8], [0.4, 0.9]] and list(curves) == ["opsd"]
     for accuracy, leakage, right, leaks in (((0.4, 0.9, 0.3), (0, 0.1, 0.6), "OPSD 0.30 after 0.90", "OPSD cites a key it cannot see: 60%"),
                                             ((0.4, 0.8, 0.9), (0, 0, 0.01), "OPSD 0.90", "No citing of a covered key")):
-        titles = rlsd.findings({mode: {key: value[0] for key, value in curve.items()} for mode, curve in rlsd.curves_of([log(0, accuracy, leakage)]).items()})
+        titles = rlsd.findings({mode: {key: value[0] for key, value in curve.items()} for mode, curve in rlsd.curves_of([log_of(0, accuracy, leakage)]).items()})
         assert titles["accuracy"] == f"Right at the end: {right}" and titles["leakage"] == leaks and titles["kl"].endswith("OPSD 0.50 to 0.50")
 
 
@@ -622,7 +623,7 @@ def test_names_beside_the_curves_keep_their_order_and_do_not_overlap():
         axes.set_ylim(0, 1)
         rlsd.write_names(axes, {mode: (1, height) for mode, height in zip(rlsd.MODES, heights)})
         names = sorted((text.xy[1], text.get_text()) for text in axes.texts)
-        assert all(above[0] - below[0] >= 0.06 - 1e-9 for below, above in zip(names, names[1:]))
+        assert all(above[0] - below[0] >= 0.06 - 1e-9 for below, above in itertools.pairwise(names))
         order = dict(zip(rlsd.NAMES.values(), heights))
         assert [order[name] for _, name in names] == sorted(heights)
 
