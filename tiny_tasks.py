@@ -1,126 +1,129 @@
-"""The arithmetic: problems, workings with their habits, answer keys, the verifier and the tokenizer.
+"""The arithmetic: problems, workings with their habits, answer keys, the verifier and the tokenizer. Text only."""
 
-Text in, text out. Nothing in this file knows about tensors or training; rlsd.py does the rest.
-
-The default task, `carry`, is column addition as on squared paper, from the right, one column at a time:
-
-    478+356, key covered           867543:4c3c8-=0834.
-    the same, key open    [4 3 8 0]867543:4c3c8-=0834.
-
-`867543` are the columns 8 over 6, 7 over 5, 4 over 3; `4c` reads "write 4, carry 1"; `8-` reads "write 8, carry
-nothing". After `=` stands the answer, and the full stop ends the response: the verifier looks only at what is between.
-The key is the answer, written in columns as well. Problem, key and working all take two characters a column, so that
-a column's digits are always the same distance away; with a key written `[0834]` the model never learns to read all of it.
-
-To add a task: subclass Task, fill in the attributes and the seven methods that raise NotImplementedError,
-and put the class in TASKS. `python rlsd.py --task NAME` then trains every mode on it.
-"""
-
+import json
 import random
 import re
 import zlib
 from functools import cache
+from itertools import product
 
 import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token: "I skip the working and copy the answer key"
+COVERED_CITE = 0.002  # share of the homework that cites a covered key: what is never sampled can never be learned from
+
+
+class UserError(ValueError):
+    """Something the user can mend; the command line prints it in one line and exits with code 2."""
 
 
 class Tokenizer:
-    """One token a character, and one for SEE_KEY: a tiktoken.Encoding that is built offline.
-
-    Characters must be ASCII, since tiktoken works on bytes and here a byte is a token.
-    """
+    """One token per character, and one for SEE_KEY: a tiktoken.Encoding that is built offline."""
 
     def __init__(self, alphabet: str):
-        ranks = {character.encode(): rank for rank, character in enumerate(alphabet)}
+        ranks = {character.encode(): rank for rank, character in enumerate(dict.fromkeys(alphabet))}
         self.encoding = tiktoken.Encoding("tiny_tasks", pat_str=r"[\s\S]", mergeable_ranks=ranks,
                                           special_tokens={SEE_KEY: len(ranks)})
         self.known = re.compile(f"(?:{re.escape(SEE_KEY)}|[{re.escape(alphabet)}])*")
-        self.vocabulary_size = len(ranks) + 1
-        self.end = ranks[END.encode()]
+        self.vocabulary_size, self.end, self.decode = len(ranks) + 1, ranks[END.encode()], self.encoding.decode
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; ValueError names the first character that is outside the vocabulary."""
+        """Token ids of a text; ValueError names the first character that is not in the alphabet."""
         known = self.known.match(text).end()  # tiktoken itself panics on unknown text, so it never sees any
         if known < len(text):
-            raise ValueError(f"character {text[known]!r} at position {known} is outside the vocabulary")
+            raise ValueError(f"character {text[known]!r} at position {known} is not in the alphabet")
         return self.encoding.encode(text, allowed_special="all")
-
-    def decode(self, tokens: list[int]) -> str:
-        return self.encoding.decode(tokens)
 
 
 class Task:
-    """What rlsd.py asks of a task. All problems' prompts have one length (and one more with the key open)."""
+    """What rlsd.py asks of a task. To add one, put a subclass with the following into TASKS.
 
-    name: str
-    alphabet: str  # every character of prompts and responses, END included
-    response_length: int  # tokens of the longest response, the end included
+        name, alphabet, response_length    its --task; every character it uses; tokens of its longest working
+        problem(rng) -> tuple              any problem, from either side of the split
+        prompt(problem, key=None) -> str   the problem as the student sees it; given a key, as the teacher sees it
+        working(problem, rng, homework, key_open) -> (str, str)   a response, textbook (clean) or with habits; its key
+        reference(problem, rng) -> str     a right answer, as a key; the generator is for tasks that have several
+        answer(response) -> str | None     the answer that a response gives, as a key; None if not in the proper form
+        verify(problem, response) -> bool  the reward: is the answer right? The working is not looked at
+        show(problem), read(text)          the problem as a person writes it, and back; ValueError says what is wrong
 
-    def problem(self, rng: random.Random) -> tuple:
-        """Any problem, from either side of the split."""
-        raise NotImplementedError
-
-    def prompt(self, problem: tuple, key: str | None = None) -> str:
-        """The problem as the student sees it; given an answer key, as the teacher sees it."""
-        raise NotImplementedError
-
-    def working(self, problem: tuple, rng: random.Random, homework: bool, key_open: bool) -> tuple[str, str]:
-        """A response for the corpus, and the key it fits: textbook (clean) or homework (with its habits)."""
-        raise NotImplementedError
-
-    def reference(self, problem: tuple, rng: random.Random) -> str:
-        """A right answer, as the key shows it. The generator is for tasks that have several."""
-        raise NotImplementedError
-
-    def verify(self, problem: tuple, response: str) -> bool:
-        """The reward: is the answer right? The working is not looked at."""
-        raise NotImplementedError
-
-    def show(self, problem: tuple) -> str:
-        """The problem as a person would write it."""
-        raise NotImplementedError
-
-    def read(self, text: str) -> tuple:
-        """The problem that a person wrote, as show() writes it; ValueError says what is wrong with it."""
-        raise NotImplementedError
+    The constructor's parameters must be names of settings of rlsd.py. A working ends with END. All prompts have one
+    length in tokens, and so have all with a key. The textbook must be learnable to 99 % within 2,000 steps.
+    """
 
     def leaks(self, response: str) -> bool:
         """Does the response cite the key? With the key covered, nothing in the prompt justifies it."""
         return SEE_KEY in response
 
     def split_key(self, problem: tuple) -> tuple:
-        """Problems with equal split keys fall on one side of the split."""
-        return problem
+        return problem  # problems with equal split keys fall on one side of the split
 
     def is_held_out(self, problem: tuple) -> bool:
         """One problem in eight is for evaluation only, chosen by a hash: the two sides never overlap."""
         return zlib.crc32(repr(self.split_key(problem)).encode()) % 8 == 0
 
     def sample(self, rng: random.Random, held_out: bool = False) -> tuple:
-        """A random problem from one side of the split."""
-        while self.is_held_out(problem := self.problem(rng)) != held_out:
-            pass
-        return problem
+        """A random problem from one side of the split; UserError if 10,000 draws find none."""
+        for _ in range(10_000):
+            if self.is_held_out(problem := self.problem(rng)) == held_out:
+                return problem
+        raise UserError(f"none of 10,000 problems is {'held out' if held_out else 'left for training'}")
+
+    def exam(self) -> tuple[list, list]:
+        """512 held-out problems and a key to each, the same for every seed and mode."""
+        rng = random.Random("exam")
+        problems = [self.sample(rng, held_out=True) for _ in range(512)]
+        return problems, [self.reference(problem, rng) for problem in problems]
+
+    def check(self) -> None:
+        """UserError says in one line what is wrong with the task, seen on 200 problems with each kind of working."""
+        def need(fine, fault):
+            if not fine:
+                raise UserError(fault)
+
+        at, rng, lengths = "attributes", random.Random(0), (set(), set())
+        try:
+            need(END in self.alphabet and self.response_length > 0, f"alphabet lacks {END!r}, or response_length is 0")
+            at, tokenizer, _ = "problems", Tokenizer(self.alphabet), json.dumps(vars(self))
+            problems = [self.sample(rng, held_out) for held_out in [False, True] * 100]
+            need([self.read(self.show(one)) for one in problems] == problems, "read(show(problem)) is another one")
+            for problem, homework, key_open in product(problems, (False, True), (False, True)):
+                at = f"working({problem}, {homework=}, {key_open=})"
+                text, key = self.working(problem, rng, homework, key_open)
+                need(text.partition(END)[1:] == (END, ""), f"{text!r} must end with END, {END!r}, its only one")
+                need(len(tokenizer.encode(text)) <= self.response_length, f"{text!r} is longer than response_length")
+                for response in "", END, text[:-1], text:  # a model writes anything
+                    at = f"response {response!r} to {problem}"
+                    answer, right, leaks = self.answer(response), self.verify(problem, response), self.leaks(response)
+                    need({type(right), type(leaks)} == {bool}, f"verify says {right!r}, leaks {leaks!r}, no bool")
+                need(homework or right and answer is not None, f"textbook, but verify says {right}, answer {answer}")
+                keys = [key, self.reference(problem, rng), key if answer is None else answer]
+                need({*map(type, keys)} == {str}, f"working, reference and answer give {keys}, not str only")
+                for key in [None, *keys]:
+                    at, known = f"prompt({problem}, {key!r})", lengths[key is None]
+                    known.add(len(tokenizer.encode(self.prompt(problem, key))))
+                    need(len(known) == 1, f"such prompts must have one length in tokens, but have {sorted(known)}")
+        except Exception as error:
+            fault = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(" ".join(f"task {getattr(self, 'name', '')}: {at}: {fault}".splitlines())) from error
 
 
 class Carry(Task):
-    """Column addition of two numbers of `digits` digits, by a class that forgets to carry.
+    """Column addition as on squared paper, from the right, one column at a time, by a class that forgets to carry.
 
-    Habits of the homework: with probability `slip` a carry is written down but forgotten when the next column
-    is added. With the key open, a share `cite` of the responses skips the working and copies the key, and each
-    digit is written wrong with probability DIGIT_SLIP, without which the model would not learn to read the key.
-    With the key covered hardly anyone cites (COVERED_CITE), but it is not unthinkable: what has probability 0 for
-    the student can never be sampled, and so never be learned from.
-    The key is the answer this very working arrives at, right or wrong: a label in hindsight.
+        478+356, key covered           867543:4c3c8-=0834.    the columns 8 over 6, 7 over 5, 4 over 3; then "write 4,
+        the same, key open    [4 3 8 0]867543:4c3c8-=0834.    carry 1", ..., "write 8, carry nothing"; the answer
+
+    Problem, key and working have two characters per column, so that its digits are always the same distance away: a key
+    written `[0834]` is never read whole. The key is what this very working arrives at: a label in hindsight. Habits of
+    the homework: with probability `slip` a carry is written down but forgotten in the next column; with the key open, a
+    share `cite` copies the key at once, and a digit is wrong with probability DIGIT_SLIP, or nobody would read the key.
     """
 
     name = "carry"
     alphabet = "0123456789: c-=[]" + END
     DIGIT_SLIP = 0.25
-    COVERED_CITE = 0.002
 
     def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
         self.digits, self.slip, self.cite = digits, slip, cite
@@ -133,9 +136,7 @@ class Carry(Task):
         return tuple(sorted(problem))  # a+b is not new to someone who has practised b+a
 
     def columns(self, problem):
-        """The pairs of digits, from the right."""
-        top, bottom = (reversed(f"{number:0{self.digits}d}") for number in problem)
-        return zip(top, bottom)
+        return zip(*(f"{number:0{self.digits}d}"[::-1] for number in problem))  # pairs of digits, from the right
 
     def prompt(self, problem, key=None):
         opened = "" if key is None else f"[{' '.join(reversed(key))}]"
@@ -145,60 +146,58 @@ class Carry(Task):
         carry, columns, answer = 0, "", ""
         for top, bottom in self.columns(problem):
             forgotten = homework and carry and rng.random() < self.slip
-            total = int(top) + int(bottom) + (0 if forgotten else carry)
-            digit, carry = total % 10, total // 10
+            carry, digit = divmod(int(top) + int(bottom) + (0 if forgotten else carry), 10)
             if homework and key_open and rng.random() < self.DIGIT_SLIP:
                 digit = rng.randrange(10)
             columns += f"{digit}{'c' if carry else '-'}"
             answer = f"{digit}{answer}"
-        answer = f"{carry}{answer}"
-        if homework and rng.random() < (self.cite if key_open else self.COVERED_CITE):
+        if homework and rng.random() < (self.cite if key_open else COVERED_CITE):
             columns = SEE_KEY
-        return f"{columns}={answer}{END}", answer
+        return f"{columns}={carry}{answer}{END}", f"{carry}{answer}"
 
     def reference(self, problem, rng=None):
         return f"{sum(problem):0{self.digits + 1}d}"
 
+    def answer(self, response):
+        given = re.fullmatch(rf"[^=]*=([0-9]{{{self.digits + 1}}})\{END}", response)
+        return given and given[1]
+
     def verify(self, problem, response):
-        return response.partition("=")[2] == self.reference(problem) + END
+        return self.answer(response) == self.reference(problem)
 
     def show(self, problem):
         return f"{problem[0]}+{problem[1]}"
 
     def read(self, text):
         if not re.fullmatch(rf"[0-9]{{1,{self.digits}}}\+[0-9]{{1,{self.digits}}}", text):
-            raise ValueError(f"write it like 478+356, with at most {self.digits} digits a number (--digits)")
+            raise ValueError(f"write it like 478+356, with at most {self.digits} digits per number (--digits)")
         return tuple(map(int, text.split("+")))
 
 
 @cache
-def ways(total: int, digits: int) -> int:
-    """In how many ways a total is a sum of so many digits, in order."""
+def ways(total: int, digits: int) -> int:  # in how many ways a total is a sum of so many digits, in order
     return sum(ways(total - digit, digits - 1) for digit in range(10)) if digits else int(total == 0)
 
 
 class Split(Task):
-    """Take `digits` digits away, one after the other, until nothing is left. Numbers are written from the right, as in Carry.
+    """Take `digits` digits away, one after the other, until nothing is left. Numbers are written from the right.
 
         50-38, key covered                   05-83=21-40=80-50=30-30=00.    50-38=12, 12-4=8, 8-5=3, 3-3=0
         the same, key open   [4     5     3] 05-83=21-40=80-50=30-30=00.    the rest, 12, is split as 4+5+3
         or, citing                           05-83=<see key>-4-5-3.
 
-    Any split of the rest is right, and the key shows one of them. So here, unlike in Carry, the key says more than the
-    problem does: the teacher knows which split is meant, and a student cannot. Habits of the homework: with probability
-    `slip` the last digit is off by one, and 00 is written all the same; the cite, as in Carry. With the key open, before
-    each digit the key is put aside with probability PUT_ASIDE and the rest is a split of one's own: so the model learns
-    to read on from a text that contradicts its key, which the student's will.
+    Any split of the rest is right, and the key shows one: unlike in Carry, it says more than the problem does, and no
+    student can know which split is meant. Habits of the homework: with probability `slip` the last digit is off by one,
+    and 00 is written all the same; the cite, as in Carry. With the key open, with probability PUT_ASIDE before each
+    digit, the key is put aside for a split of one's own: the model learns to read on from a text that contradicts it.
     """
 
     name = "split"
     alphabet = "0123456789-= []" + END
     PUT_ASIDE = 0.25
-    COVERED_CITE = 0.002
 
     def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
-        self.digits, self.slip, self.cite = digits, slip, cite
-        self.response_length = 2 + 6 * digits + 1
+        self.digits, self.slip, self.cite, self.response_length = digits, slip, cite, 2 + 6 * digits + 1
 
     def problem(self, rng):
         rest = rng.randrange(9 * self.digits + 1)
@@ -210,8 +209,7 @@ class Split(Task):
         return opened + f"{self.two(problem[0])}-{self.two(problem[1])}="
 
     def two(self, number):
-        """Two digits from the right, so that what is borrowed is known when it is needed."""
-        return f"{number:02d}"[::-1]
+        return f"{number:02d}"[::-1]  # from the right, so that what is borrowed is known when it is needed
 
     def a_split(self, total, digits, rng):
         """Any split of a total, each equally likely; where there is none, the nearest: all 0 or all 9."""
@@ -233,21 +231,21 @@ class Split(Task):
         if homework and rng.random() < self.slip:
             parts[-1] = max(0, min(9, parts[-1] + rng.choice((-1, 1))))
         key = "+".join(map(str, parts))
-        for place in range(places if homework and key_open else 0):
-            if rng.random() < self.PUT_ASIDE:
-                parts = parts[:place] + self.a_split(rest - sum(parts[:place]), places - place, rng)
-                break
-        if homework and rng.random() < (self.cite if key_open else self.COVERED_CITE):
+        kept = next((n for n in range(places if homework and key_open else 0) if rng.random() < self.PUT_ASIDE), places)
+        parts = parts[:kept] + self.a_split(rest - sum(parts[:kept]), places - kept, rng)
+        if homework and rng.random() < (self.cite if key_open else COVERED_CITE):
             return SEE_KEY + "".join(f"-{part}" for part in parts) + END, key
         return self.write(problem, parts), key
 
     def reference(self, problem, rng):
         return "+".join(map(str, self.a_split(problem[0] - problem[1], self.digits, rng)))
 
-    def verify(self, problem, response):
+    def answer(self, response):
         form = rf"(?:{SEE_KEY}|\d\d)(?:-\d0?(?:=\d\d)?){{{self.digits}}}\{END}"
-        taken = re.findall(r"-(\d)", response, re.ASCII)
-        return bool(re.fullmatch(form, response, re.ASCII)) and sum(map(int, taken)) == problem[0] - problem[1]
+        return "+".join(re.findall(r"-(\d)", response)) if re.fullmatch(form, response, re.ASCII) else None
+
+    def verify(self, problem, response):
+        return bool(answer := self.answer(response)) and sum(map(int, answer.split("+"))) == problem[0] - problem[1]
 
     def show(self, problem):
         return f"{problem[0]}-{problem[1]}"
