@@ -13,7 +13,7 @@ right. Five methods learn from that, one per --mode. Who learns to cite a key th
     opd    on-policy distillation: imitate a larger teacher on one's own responses
     opsd   on-policy self-distillation: the teacher is the student itself, with the answer key in view
     rlsd   RLVR with self-distillation: the verdict gives each token's direction, the teacher with the key its size
-    cepo   contrastive evidence policy optimisation: RLSD whose teacher also sees a wrong key, for comparison
+    cepo   contrastive evidence policy optimisation: RLSD, the teacher with a wrong key in the student's place
 
 A wrong response to 4218+3567: `5c` is "write 5, carry 1", and `7` forgets that carry. P_S is the probability that the
 student gave a token, P_T the same network's with the key open (it would sometimes cite, and not begin with 5). Three of
@@ -65,7 +65,7 @@ def shapes(**tensors: tuple[Tensor, str]) -> None:
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     """Eq 1: A = (R - mean) / std within each group of responses to one problem, population std. (B,) -> (B,).
 
-    A group whose rewards are all equal says nothing: its advantage is exactly 0. UserError for a reward that is NaN.
+    A group whose rewards are all equal says nothing: its advantage is exactly 0. UserError for NaN or half a group.
     """
     shapes(reward=(reward, "B"))
     if len(reward) % group_size or not reward.isfinite().all():
@@ -148,11 +148,13 @@ MODES = {
 }
 
 def token_credit(mode: str, gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
-    """Eq 17: at rho = 1 and up to the 1/|y|, every mode climbs sum_t A_t log P_S(y_t). This is A_t, (B, T)."""
+    """Eq 17: at rho = 1 and up to the 1/|y|, every mode climbs sum_t A_t log P_S(y_t). This is A_t, (B, T); of a
+    divergence, what one sampled token says of it (reverse_kl); its loss has the whole vocabulary."""
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}")
-    weighted = rlsd_token_advantage(gain, advantage, eps_w, lam if MODES[mode].sees else 0.0)  # without a teacher, A
-    return weighted if MODES[mode].loss == "surrogate" else gain  # of one sampled token, the divergence climbs this
+    if MODES[mode].loss == "divergence":
+        return gain
+    return rlsd_token_advantage(gain, advantage, eps_w, lam if MODES[mode].sees else 0.0)  # A, where no teacher is
 
 Rollout = namedtuple("Rollout", "tokens logp mask texts")  # (B, T) x 3, logp of each token when it was sampled
 # What a method sees: reward (B,); student_logp (B, T, V); teacher_logp, one (B, T, V) for each thing the teacher sees.
@@ -162,7 +164,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of a mode, and its A_t (B, T)."""
     rollout, teacher_logp = batch.rollout, batch.teacher_logp
     logp, *views = (of_tokens(view, rollout.tokens) for view in (batch.student_logp, *teacher_logp))
-    gain = information_gain(*(*views, logp, logp)[:2])  # teacher against student; cepo: right key against wrong
+    gain = information_gain(*(*views, logp, logp)[:2])  # teacher - student; cepo: right key - wrong key; rlvr: 0
     credit = token_credit(mode, gain, group_advantage(batch.reward, batch.group_size), batch.eps_w, batch.lam)
     if MODES[mode].loss == "divergence":
         return response_mean(divergence(batch.student_logp, teacher_logp[0], batch.divergence), rollout.mask), credit
@@ -191,7 +193,7 @@ class Config:
     lam: float = setting(0.5, "share of the evidence weight in A_t, at first (paper: 0.5)", 0, 1)
     lam_decay: int = setting(50, "steps in which lam falls to 0; 0: it is held (paper: 50)", 0, 10**6)
     verifier_noise: float = setting(0.0, "probability that a training reward is flipped; the key stays right", 0, 0.5)
-    key_noise: float = setting(0.0, "probability that a wrong response's answer is the key, and judges its group", 0, 1)
+    key_noise: float = setting(0.0, "probability that a wrong answer, if there is one, is the key and judges", 0, 1)
     evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
 
     def __post_init__(self):
@@ -220,7 +222,7 @@ def train_step(config: Config, world, student, teacher, optimizer, step: int, me
     flipped = torch.rand(reward.shape, generator=generator, device=world.device) < config.verifier_noise
     keys, wrong_keys = [task.reference(problem, rng) for problem in problems], []
 
-    def rejected(group: slice, but: str | None = None) -> list[str]:  # answers that have no reward
+    def rejected(group: slice, but: str | None = None) -> list[str]:  # of the reward as it now stands
         return [a for a, r in zip(answers[group], reward[group].tolist()) if not r and a not in (None, but)]
 
     for n in range(config.problems):
@@ -229,7 +231,7 @@ def train_step(config: Config, world, student, teacher, optimizer, step: int, me
             keys[n] = rng.choice(rejected(group))
             reward[group] = reward.new_tensor([answer == keys[n] for answer in answers[group]])
         reward[group] = torch.where(flipped[group], 1 - reward[group], reward[group])
-        wrong_keys.append(rng.choice(rejected(group, keys[n]) or [keys[n]]))  # where none is wrong, w_t is 1
+        wrong_keys.append(rng.choice(rejected(group, keys[n]) or [keys[n]]))  # with the right key w_t is 1
     prompts = {"problem": None, "problem, key": keys, "problem, wrong key": wrong_keys}
     with torch.no_grad():
         teacher_logp = tuple(response_logp(teacher, world.prompts(problems, prompts[sight]), rollout.tokens)
@@ -275,7 +277,7 @@ def train(config: Config, world, base, opd_teacher=None, saved: dict | None = No
 @torch.inference_mode()
 def evaluate(mode: str, world, student, teacher) -> dict:
     """Shares of 1: accuracy (sampled at temperature 1), greedy_accuracy, leakage. Nats per token: kl = KL(P_S || P_T),
-    entropy. rlvr has no teacher: there P_T is the student with the key open. `shown` is one of the sampled responses."""
+    entropy. rlvr has no teacher: there P_T is the student with the key open. `shown` is one sampled response."""
     problems, keys = world.task.exam()
     covered = world.prompts(problems)
     rollout = world.sample(student, covered, 1, torch.Generator(world.device).manual_seed(0))
@@ -432,16 +434,14 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 CACHE = Path(__file__).parent / ".cache"  # bases and OPD teachers; safe to delete
 def cached_model(config: Config, kind: str, device: str = "cpu", progress: Callable = lambda *_: None) -> GPT:
-    """The `base`, or OPD's `teacher`: from the cache, or trained now and put there.
-
-    Whoever changes the corpus or sections 6 to 8 of this file gets a new base, whoever changes Eq 15 keeps the old one.
-    """
+    """The `base`, or OPD's `teacher`: from the cache, or trained now and put there. Whoever changes the corpus or the
+    sections 6 to 8 of this file gets a new base, whoever changes Eq 15 keeps the old one."""
     from plots import files
     width, homework_steps = {"base": (64, 600), "teacher": (144, 0)}[kind]
     world, page = World(config.make_task(), device), Path(__file__).read_text("utf-8")
     modules = [inspect.getsource(inspect.getmodule(parent)) for parent in type(world.task).__mro__[:-1]]
     depends = [kind, config.seed, vars(world.task), device, torch.__version__, *modules,
-               page[page.index("# ---- 6."):page.index("# ---- 9.")]]
+               page[page.index("\n# ---- 6."):page.index("\n# ---- 9.")]]
     torch.manual_seed(config.seed)
     model = GPT(world.tokenizer.vocabulary_size, width).to(device)
     files.cached(CACHE / f"{world.task.name}-{kind}-s{config.seed}", depends, model,
@@ -463,7 +463,7 @@ def run(config: Config, flags: argparse.Namespace, logs: list[Path], figure: Pat
         records.append(record)
         files.keep(log, asdict(config), records, state)
         pool.say(compare.row(record))
-        compare.draw(logs, figure, every=2.0)
+        compare.draw(logs, figure, every=2.0 * len(logs))
 
 def main(arguments: list[str] | None = None) -> None:
     from plots import compare, files, pool
@@ -483,7 +483,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {f.name: getattr(flags, f.name) for f in fields(Config)}
     configs = [Config(**settings | {"mode": mode, "seed": seed}) for seed in seeds for mode in modes]
     configs[0].make_task().check()
-    torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats itself
+    torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats exactly
     logs = files.prepare(flags.out, [asdict(config) for config in configs], flags.resume)
     figure = flags.out / f"{flags.task}-{'compare' if flags.mode == 'all' else flags.mode}.png"
     if len(configs) > 1:

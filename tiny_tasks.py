@@ -103,7 +103,8 @@ class Task:
                 for key in [None, *keys]:
                     at, known = f"prompt({problem}, {key!r})", lengths[key is None]
                     known.add(len(tokenizer.encode(self.prompt(problem, key))))
-                    need(len(known) == 1, f"such prompts must have one length in tokens, but have {sorted(known)}")
+                    need(len(known) == 1 and max(known) + self.response_length <= 256,
+                         f"such prompts need one length, with a response at most 256 tokens, but have {sorted(known)}")
         except Exception as error:
             fault = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             raise UserError(" ".join(f"task {getattr(self, 'name', '')}: {at}: {fault}".splitlines())) from error
@@ -118,7 +119,7 @@ class Carry(Task):
     Problem, key and working have two characters per column, so that its digits are always the same distance away: a key
     written `[0834]` is never read whole. The key is what this very working arrives at: a label in hindsight. Habits of
     the homework: with probability `slip` a carry is written down but forgotten in the next column; with the key open, a
-    share `cite` copies the key at once, and a digit is wrong with probability DIGIT_SLIP, or nobody would read the key.
+    share `cite` copies the key at once, and a digit is drawn anew with probability DIGIT_SLIP, or the key is not read.
     """
 
     name = "carry"
@@ -159,8 +160,7 @@ class Carry(Task):
         return f"{sum(problem):0{self.digits + 1}d}"
 
     def answer(self, response):
-        given = re.fullmatch(rf"[^=]*=([0-9]{{{self.digits + 1}}})\{END}", response)
-        return given and given[1]
+        return (re.fullmatch(rf"[^=]*=([0-9]{{{self.digits + 1}}})\{END}", response) or [None] * 2)[1]
 
     def verify(self, problem, response):
         return self.answer(response) == self.reference(problem)
@@ -175,7 +175,7 @@ class Carry(Task):
 
 
 @cache
-def ways(total: int, digits: int) -> int:  # in how many ways a total is a sum of so many digits, in order
+def ways(total: int, digits: int) -> int:  # in how many ways a total is a sum of so many digits
     return sum(ways(total - digit, digits - 1) for digit in range(10)) if digits else int(total == 0)
 
 
@@ -208,8 +208,8 @@ class Split(Task):
         opened = "" if key is None else "[" + "     ".join(key.split("+")) + "] "  # as far apart as in the response
         return opened + f"{self.two(problem[0])}-{self.two(problem[1])}="
 
-    def two(self, number):
-        return f"{number:02d}"[::-1]  # from the right, so that what is borrowed is known when it is needed
+    def two(self, number):  # from the right, so that what is borrowed is known when it is needed
+        return f"{number:02d}"[::-1]
 
     def a_split(self, total, digits, rng):
         """Any split of a total, each equally likely; where there is none, the nearest: all 0 or all 9."""

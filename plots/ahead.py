@@ -1,88 +1,99 @@
-"""Is RLSD ahead of RLVR? Both with the learning rate that suits them, paired by seed, with 95 % intervals.
+"""Is RLSD ahead of RLVR? Each with the learning rate that suits it, paired by seed, with 95 % intervals.
 
-    python -m plots.ahead [--quick]       runs/ahead-tune.jsonl, runs/ahead.jsonl and ahead.png under --out
+    python -m plots.ahead [--quick]        runs/ahead.jsonl and ahead.png under --out
 
-Three methods: RLVR, RLSD as in the paper, and RLSD with the setting that gained most in plots.drift
-at noise 0.4 (eps_w 0.2, lambda 1 and constant); an exact and a noisy verifier.
-The learning rate is chosen for each of the six from the same candidates, on seeds that are not reported.
+With an exact and a noisy verifier: per method the rate with the best mean over the run on three seeds that are not
+reported; then fresh seeds. CEPO and RLVR + OPSD stand beside them, and RLVR at the default rate. --quick tunes nothing,
+and has the noisy verifier only.
 """
+
+import argparse
+from itertools import product
 
 import numpy as np
 
 import rlsd
-from plots import study
+from plots import compare, pool, study, variants
 
-METHODS = {"RLVR": {"mode": "rlvr"}, "RLSD, paper": {"mode": "rlsd"},
-           "RLSD, best of drift": {"mode": "rlsd", "lam": 1.0, "lam_decay": 0}}
-NOISES, RATES = (0.0, 0.4), (2e-4, 4e-4, 8e-4, 1.6e-3)
-COLOURS = {"RLVR": "#0072B2", "RLSD, paper": "#000000", "RLSD, best of drift": "#D55E00"}
+HELD, FALLING = {"lam": 1.0, "lam_decay": 0}, {"lam": 1.0, "lam_decay": 50}
+METHODS = {  # a method whose settings hold a learning rate is not tuned
+    "RLVR": ({"mode": "rlvr"}, rlsd.method_loss),
+    "RLVR, default rate": ({"mode": "rlvr", "lr": rlsd.Config.lr}, rlsd.method_loss),
+    "RLSD, paper": ({"mode": "rlsd"}, rlsd.method_loss),
+    "RLSD, held": ({"mode": "rlsd", "eps_w": 0.2, **HELD}, rlsd.method_loss),
+    "CEPO, held": ({"mode": "cepo", "eps_w": 1.0, **HELD}, rlsd.method_loss),
+    "RLVR + OPSD, falling": ({"mode": "rlsd", **FALLING}, variants.plain_sum)}
+COLOURS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#000000", "#D55E00", "#CC79A7", "#E69F00")))
+NOISES, RATES, TUNING, REPORTED = (0.0, 0.4), (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3), range(10, 13), 20
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided, for 1 to 9 degrees of freedom
 
 
-def plan(flags, seeds: range, rates: dict | None) -> list[tuple]:
-    """Runs of every method under every noise, at each rate, or at the one that was chosen."""
-    return [(f"{name}, noise {noise}", rlsd.Config(seed=seed, digits=flags.digits, evaluate_every=20, lr=lr, verifier_noise=noise,
-                                                   steps=flags.steps // (2 if flags.quick else 1), **settings), rlsd.method_loss)
-            for seed in seeds for noise in NOISES for name, settings in METHODS.items()
-            for lr in (RATES if rates is None else [rates[f"{name}, noise {noise}"]])]
+def plan(flags: argparse.Namespace, seeds: range, rates: dict[str, tuple], stage: str = "") -> list[tuple]:
+    """Runs of the methods, under both noises, at all rates that the label has."""
+    runs, steps = [], -(-flags.steps // 2) if flags.quick else flags.steps
+    for seed, noise, (name, (settings, method)) in product(seeds, NOISES, METHODS.items()):
+        label = f"{name}, noise {noise:g}"
+        shared = {"seed": seed, "digits": flags.digits, "steps": steps, "evaluate_every": 20, "verifier_noise": noise}
+        runs += [(stage + label, rlsd.Config(**{"lr": lr, **shared, **settings}), method)
+                 for lr in rates.get(label, ())]
+    return runs
+
+
+def tune(flags: argparse.Namespace) -> dict[str, tuple]:
+    """The best rate per label. Prints the means over the run, on which this rests."""
+    labels = [f"{name}, noise {noise:g}" for noise in NOISES for name in METHODS if "lr" not in METHODS[name][0]]
+    tried = study.run_all("ahead", flags, plan(flags, TUNING, dict.fromkeys(labels, RATES), "tuning, "))
+    at = {lr: [line for line in tried if line["config"]["lr"] == lr] for lr in RATES}
+    means = {label: [study.means(at[lr], f"tuning, {label}").mean() for lr in RATES] for label in labels}
+    rows = [(label, *(f"{mean:.3f}" for mean in row)) for label, row in means.items()]
+    pool.say("\n".join(study.markdown(("mean over the run at the rate", *(f"{lr:g}" for lr in RATES)), rows)))
+    flags.resume = True  # the log holds the first stage now
+    return {label: (RATES[int(np.argmax(row))],) for label, row in means.items()}
 
 
 def lead(lines: list[dict], name: str, noise: float) -> tuple[np.ndarray, str]:
-    """Of each seed: mean accuracy over the run above RLVR's; and in words, with the 95 % interval of the seeds' mean."""
-    mine, rlvr = (study.curves(lines, "accuracy", f"{label}, noise {noise}").mean(1) for label in (name, "RLVR"))
-    if len(mine) == 1:
-        return mine - rlvr, f"{(mine - rlvr)[0]:+.3f} (one seed)"
-    half = T_95[min(len(mine), 10) - 2] * (mine - rlvr).std(ddof=1) / len(mine) ** 0.5
-    return mine - rlvr, f"{(mine - rlvr).mean():+.3f} ± {half:.3f}"
+    """Per seed: mean over the run above RLVR's; and in words, with the 95 % interval of their mean."""
+    ahead = study.means(lines, f"{name}, noise {noise:g}") - study.means(lines, f"RLVR, noise {noise:g}")
+    if len(ahead) == 1:
+        return ahead, f"{ahead[0]:+.3f}"
+    half = T_95[min(len(ahead), 10) - 2] * ahead.std(ddof=1) / len(ahead) ** 0.5
+    return ahead, f"{ahead.mean():+.3f} ± {half:.3f}"
 
 
 def table(lines: list[dict]) -> list[str]:
-    """The README's rows: verifier, method, rate, lead, seeds ahead, end, steps to RLVR's end as a share, leakage."""
     rows = []
-    for noise in NOISES:
-        goal = study.curves(lines, "accuracy", f"RLVR, noise {noise}").mean(0)[-1]
+    for noise in study.noises(lines):
+        goal = study.ends(lines, f"RLVR, noise {noise:g}").mean()
         for name in METHODS:
-            label = f"{name}, noise {noise}"
-            accuracy, leak = (study.curves(lines, key, label) for key in ("accuracy", "leakage"))
-            steps, (ahead, told) = study.curves(lines, "step", label)[0], lead(lines, name, noise)
-            there = steps[accuracy.mean(0) >= goal]
-            share = f"{there[0] / steps[-1]:.2f}" if len(there) else "never"
-            compared = ("", "", "") if name == "RLVR" else (told, f"{(ahead > 0).sum()} of {len(ahead)}", share)
+            label = f"{name}, noise {noise:g}"
+            steps, accuracy = study.curves(lines, "step", label)[0], study.curves(lines, "accuracy", label).mean(0)
+            ahead, told = lead(lines, name, noise)
+            there = steps[accuracy >= goal]
+            cells = [told, f"{(ahead > 0).sum()} of {len(ahead)}", str(there[0]) if len(there) else "never"]
             rate = next(line["config"]["lr"] for line in lines if line["label"] == label)
-            cells = [f"noise {noise:g}" if noise else "exact", name, f"{rate:g}", *compared[:2], f"{accuracy[:, -1].mean():.3f}",
-                     compared[2], f"{leak.max():.3f}, {leak[:, -1].max():.3f}"]
-            rows.append("| " + " | ".join(cells).replace("  ", " ") + " |")
-    return rows
+            shares = study.means(lines, label), study.ends(lines, label), study.leaks(lines, label)
+            rows.append((f"noise {noise:g}" if noise else "exact", name, f"{rate:g}",
+                         *([""] * 3 if name == "RLVR" else cells), *map(compare.spread, shares)))
+    return study.markdown(("verifier", "method", "learning rate", "lead over RLVR, mean over the run, 95 %",
+                           "seeds ahead", "steps to RLVR's end", "accuracy, mean over the run", "accuracy at the end",
+                           "highest leakage"), rows)
 
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=10)
-    rates = {f"{name}, noise {noise}": 2e-4 for name in METHODS for noise in NOISES}
+    noises, seeds = (NOISES[1:], 1) if flags.quick else (NOISES, flags.seeds)
+    rates = {f"{name}, noise {noise:g}": (rlsd.Config.lr,) for name in METHODS for noise in noises}
     if not flags.quick:
-        tried = study.run_all("ahead-tune", flags, plan(flags, range(10, 12), None))
-        print("mean accuracy over the run on seeds 10 and 11, by learning rate")
-        for label in rates:
-            mean = {lr: np.mean([line["accuracy"] for line in tried if line["label"] == label and line["config"]["lr"] == lr]) for lr in RATES}
-            rates[label] = max(mean, key=mean.get)
-            print(f"  {label:32} " + "  ".join(f"{lr:g}: {value:.3f}" for lr, value in mean.items()))
-    lines = study.run_all("ahead", flags, plan(flags, range(20, 20 + (1 if flags.quick else flags.seeds)), rates))
-    print("lead over RLVR in mean accuracy over the run, 95 %; seeds ahead; at the end; steps to RLVR's end; leakage, highest and at the end")
-    print("\n".join(table(lines)))
-    figure, axes = study.panels(1, 2, width=6)
-    for panel, noise in zip(axes[0], NOISES):
-        ends, told = {}, []
-        for name in METHODS:
-            label = f"{name}, noise {noise}"
-            steps, accuracy = study.curves(lines, "step", label)[0], study.curves(lines, "accuracy", label)
-            panel.plot(steps, accuracy.mean(0), color=COLOURS[name], linewidth=2)
-            panel.fill_between(steps, accuracy.min(0), accuracy.max(0), color=COLOURS[name], alpha=0.1, linewidth=0)
-            ends[name] = (steps[-1], accuracy.mean(0)[-1])
-            if name != "RLVR":
-                told.append(lead(lines, name, noise)[1])
-        panel.set(xlabel="training step", ylabel=rlsd.AXIS["accuracy"], ylim=(0, 1.02), xlim=(0, None))
-        rlsd.write_names(panel, ends, {name: name for name in METHODS}, COLOURS)
-        panel.set_title(f"{f'Noise {noise:g}' if noise else 'Exact verifier'}: lead over RLVR, paper {told[0]}, best {told[1]}", loc="left", fontsize=10)
-    study.finish(figure, flags.out / "ahead.png", flags.out / "runs" / "ahead.jsonl")
+        rates |= tune(flags)
+    lines = study.run_all("ahead", flags, plan(flags, range(REPORTED, REPORTED + seeds), rates))
+    pool.say("\n".join(table(lines)))
+    figure, axes = study.panels(1, len(noises), width=6)
+    for panel, noise in zip(axes[0], noises):
+        names = {f"{name}, noise {noise:g}": name for name in METHODS}
+        study.draw_runs(panel, lines, "accuracy", names, {label: COLOURS[name] for label, name in names.items()})
+        paper, held = (lead(lines, name, noise)[1] for name in ("RLSD, paper", "RLSD, held"))
+        panel.set_title(f"Noise {noise:g}, lead of RLSD: paper {paper}, held {held}", loc="left", fontsize=11)
+    study.finish(figure, flags.out / "ahead.png", study.log_of("ahead", flags))
 
 
 if __name__ == "__main__":

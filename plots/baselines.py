@@ -1,70 +1,66 @@
 """Twice the steps, and the plain sum: does either do what RLSD does?
 
-    python -m plots.baselines [--quick] [--coefficient 1.0]       runs/baselines.jsonl and baselines.png under --out
+    python -m plots.baselines [--quick]        runs/baselines.jsonl and baselines.png under --out
 
-RLVR for twice the steps, and GRPO + OPSD (the two losses added) for once and twice, against RLSD. Exact verifier.
+RLVR for twice the steps, and RLVR + OPSD, the two losses added (lam 1, held), for once and twice, against RLSD. The
+verifier is exact.
 """
 
+import argparse
+
 import rlsd
-from plots import study, variants
+from plots import compare, pool, study, variants
 
-LABELS = {"rlvr": "RLVR", "opd": "OPD", "opsd": "OPSD", "rlsd": "RLSD", "held": "RLSD, lam held", "sum": "GRPO + OPSD"}
-COLOURS = {**rlsd.COLOURS, "held": "#CC79A7", "sum": "#E69F00"}
-
-
-def plan(flags, times: dict[str, int], every: int) -> list[tuple]:
-    """A run a label and seed, over `times` the default's steps, evaluated `every` so many."""
-    if not 0 <= flags.coefficient <= 1:
-        raise rlsd.UserError(f"--coefficient is {flags.coefficient}, but must be from 0 to 1")
-    runs = []
-    for seed in range(1 if flags.quick else flags.seeds):
-        for label, factor in times.items():
-            changes = {"held": {"mode": "rlsd", "lam_decay": 0},
-                       "sum": {"mode": "rlsd", "lam": flags.coefficient, "lam_decay": 0}}.get(label, {"mode": label})
-            config = rlsd.Config(seed=seed, digits=flags.digits, steps=factor * flags.steps,
-                                 evaluate_every=max(1, every), **changes)
-            runs.append((label, config, variants.plain_sum if label == "sum" else rlsd.method_loss))
-    return runs
+HELD, SUM = "RLSD, lam held", "RLVR + OPSD"
+METHODS = {name: ({"mode": mode}, rlsd.method_loss) for mode, name in compare.NAMES.items()} | {
+    HELD: ({"mode": "rlsd", "lam_decay": 0}, rlsd.method_loss),
+    SUM: ({"mode": "rlsd", "lam": 1.0, "lam_decay": 0}, variants.plain_sum)}
+COLOURS = {name: compare.COLOURS[mode] for mode, name in compare.NAMES.items()} | {HELD: "#56B4E9", SUM: "#E69F00"}
+TIMES = {"RLVR": 2, "RLSD": 1, SUM: 2}  # --steps
 
 
-def table(lines: list[dict], steps: int) -> list[str]:
-    """The README's rows: accuracy after each multiple of `steps`, and the highest leakage; mean (range) over seeds."""
-    rows, times = [], max(line["step"][-1] for line in lines) // steps
-    for label, name in LABELS.items():
-        if any(line["label"] == label for line in lines):
-            at, accuracy = list(study.curves(lines, "step", label)[0]), study.curves(lines, "accuracy", label)
-            cells = [study.spread(accuracy[:, at.index(step)]) if step in at else "-" for step in range(steps, times * steps + 1, steps)]
-            rows.append("| " + " | ".join([name, *cells, study.spread(study.curves(lines, "leakage", label).max(1))]) + " |")
-    return rows
+def plan(flags: argparse.Namespace, times: dict[str, int]) -> list[tuple]:
+    """One run per seed and label, over so many `times` the steps."""
+    steps = -(-flags.steps // 2) if flags.quick else flags.steps
+    return [(label, rlsd.Config(seed=seed, digits=flags.digits, steps=factor * steps, evaluate_every=min(20, steps),
+                                **METHODS[label][0]), METHODS[label][1])
+            for seed in range(1 if flags.quick else flags.seeds) for label, factor in times.items()]
 
 
-def show(lines: list[dict], flags, name: str, title: str) -> None:
-    """The table and the figure: accuracy and leakage against the step."""
-    print("accuracy after each multiple of the default steps; highest leakage; mean (range) over seeds")
-    print("\n".join(table(lines, flags.steps)))
-    labels = [label for label in LABELS if any(line["label"] == label for line in lines)]
+def table(lines: list[dict], times: dict[str, int] = TIMES) -> list[str]:
+    """Accuracy in the mean over the run and after each multiple of the steps."""
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    unit = lines[0]["step"][-1] // times[lines[0]["label"]]
+    multiples = range(unit, unit * max(times[label] for label in labels) + 1, unit)
+    rows = []
+    for label in labels:
+        steps, accuracy = list(study.curves(lines, "step", label)[0]), study.curves(lines, "accuracy", label)
+        after = [compare.spread(accuracy[:, steps.index(step)]) if step in steps else "" for step in multiples]
+        mean, leak = compare.spread(study.means(lines, label)), compare.spread(study.leaks(lines, label))
+        rows.append((label, str(steps[-1]), mean, *after, leak))
+    return study.markdown(("method", "steps", "accuracy, mean over the run",
+                           *(f"after {step} steps" for step in multiples), "highest leakage"), rows)
+
+
+def show(name: str, flags: argparse.Namespace, lines: list[dict], title: str) -> None:
+    """The figure: accuracy and leakage."""
     figure, axes = study.panels(1, 2, width=6)
+    names = {line["label"]: line["label"] for line in lines}
     for panel, key in zip(axes[0], ("accuracy", "leakage")):
-        ends = {}
-        for label in labels:
-            steps, values = study.curves(lines, "step", label)[0], study.curves(lines, key, label)
-            panel.plot(steps, values.mean(0), color=COLOURS[label], linestyle=rlsd.LINES.get(label, "-"), linewidth=2)
-            panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS[label], alpha=0.12, linewidth=0)
-            ends[label] = (steps[-1], values.mean(0)[-1])
-        panel.axvline(flags.steps, color="#888888", linewidth=0.8)
-        panel.set(xlabel="training step (line: the default's end)", ylabel=rlsd.AXIS[key], ylim=(-0.02, 1.02), xlim=(0, None))
-        rlsd.write_names(panel, ends, LABELS, COLOURS)
-    axes[0, 0].set_title(title, loc="left")
-    leakers = [LABELS[label] for label in labels if study.curves(lines, "leakage", label).max() > 0.1]
-    axes[0, 1].set_title(f"Over 0.1 of leakage in some seed: {', '.join(leakers) or 'none'}", loc="left")
-    study.finish(figure, flags.out / f"{name}.png", flags.out / "runs" / f"{name}.jsonl")
+        study.draw_runs(panel, lines, key, names, COLOURS)
+    axes[0, 0].set_title(title, loc="left", fontsize=11)
+    leaky = [label for label in names if study.leaks(lines, label).max() > 0.1]
+    axes[0, 1].set_title(f"Over 0.1 of leakage in some seed: {'; '.join(leaky) or 'none'}", loc="left", fontsize=11)
+    study.finish(figure, flags.out / f"{name}.png", study.log_of(name, flags))
 
 
 def main() -> None:
-    flags = study.arguments(__doc__, seeds=5, coefficient=1.0)
-    lines = study.run_all("baselines", flags, plan(flags, {"rlvr": 2, "sum": 2, "rlsd": 1}, flags.steps // (2 if flags.quick else 4)))
-    ends = {label: study.curves(lines, "accuracy", label)[:, -1].mean() for label in ("rlvr", "sum", "rlsd")}
-    show(lines, flags, "baselines", f"RLSD {ends['rlsd']:.3f}; with twice the steps RLVR {ends['rlvr']:.3f}, the sum {ends['sum']:.3f}")
+    flags = study.arguments(__doc__)
+    lines = study.run_all("baselines", flags, plan(flags, TIMES))
+    pool.say("\n".join(table(lines)))
+    rlsd_end, rlvr_end, sum_end = (study.ends(lines, label).mean() for label in ("RLSD", "RLVR", SUM))
+    show("baselines", flags, lines,
+         f"At the end RLSD {rlsd_end:.3f}; with twice the steps RLVR {rlvr_end:.3f}, the sum {sum_end:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,135 +1,125 @@
-"""Where the credit goes: one right and one wrong response, a row a method, a cell a token.
+"""Where the credit goes: one right and one wrong response, token by token, and the A_t of each method.
 
-    python -m plots.credit                  the figure, from the base of seed 0
-    python rlsd.py --explain "478+356"      the same for a problem of yours, in the terminal
+    python -m plots.credit "478+356" [--checkpoint FILE]        a table for a problem of yours
+    python -m plots.credit                                      credit.png and runs/credit.jsonl, of 4218+3567
 
-The response is the student's, the key covered; P_T is the same network's with the key open. A_t is what Eq 17 puts before
-grad log P_S(y_t): for RLVR the advantage, for OPSD the information gain, for RLSD Eq 15 with the run's eps_w and lambda.
+The response is the student's, the key covered: that of the base of seed 0, or of a run's checkpoint. P_T is the same
+network's with the key open. eps_w and lam are 1. CEPO's wrong key is the answer of the first wrong response.
 """
 
-import os
+import argparse
 import random
-import sys
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 import rlsd
-from plots import study
-from rlsd import NAMES, UserError, World
+from plots import compare, files, pool, study
 
-SHOWN = ("rlvr", "opsd", "rlsd")
-SAMPLES = 64
-
-
-def painted(credit: float) -> str:
-    """A_t in five characters; on a terminal blue-green where the token is pushed up, yellow where it is pushed down."""
-    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or abs(credit) < 0.05
-    return f"{credit:+5.1f}" if plain else f"\033[30;{46 if credit > 0 else 43}m{credit:+5.1f}\033[0m"
+MODES = ("rlvr", "opsd", "rlsd", "cepo")
+SAMPLES, EPS_W, LAM = 64, 1.0, 1.0
 
 
-def watched(world: World, problems: list, rollout: rlsd.Rollout, reward: torch.Tensor, credit: torch.Tensor) -> str:
-    """A step's first response, its reward and A_t, as --watch shows it, 15 tokens a line."""
-    lines = [f"{world.task.show(problems[0])}, reward {reward[0]:.0f}; tokens, and A_t below"]
-    tokens = [world.tokenizer.decode([token])[-5:] for token in rollout.tokens[0].tolist()]
-    cells = list(zip(tokens, credit[0].tolist()))[:int(rollout.mask[0].sum())]
-    for row in (cells[i:i + 15] for i in range(0, len(cells), 15)):
-        lines += ["".join(f"{token:>5}" for token, _ in row), "".join(painted(value) for _, value in row)]
-    return "\n".join(lines)
+def load(config: rlsd.Config, checkpoint: Path | None) -> rlsd.GPT:
+    """The base, or the student of a checkpoint; UserError if that was made with other settings."""
+    if not checkpoint:
+        return rlsd.cached_model(config, "base")
+    state = files.read_checkpoint(checkpoint)
+    with files.distrust(checkpoint):
+        made = {name: state["config"][name] for name in ("task", "digits", "slip", "cite")}
+    for name, value in made.items():
+        if value != getattr(config, name):
+            raise rlsd.UserError(f"{checkpoint} was made with --{name} {value}, not {getattr(config, name)}")
+    model = rlsd.cached_model(config, "base")
+    with files.distrust(checkpoint):
+        model.load_state_dict(state["student"])
+    return model
 
 
-def model_of(config: rlsd.Config, out: Path, world: World) -> tuple[rlsd.GPT, str]:
-    """The run's checkpoint, or the base if there is none, and what to call it."""
-    checkpoint = rlsd.run_path(out, config, ".pt")
-    model = rlsd.cached_model(config, "base", world.device)
-    if not checkpoint.exists():
-        return model, f"the base of seed {config.seed} (no {checkpoint})"
-    with rlsd.distrust(checkpoint):
-        saved = rlsd.read_checkpoint(checkpoint)
-        model.load_state_dict(saved["student"])
-        return model, f"{checkpoint} at step {int(saved['step'])}"
+def exam(world: rlsd.World, model: rlsd.GPT, opened: bool) -> tuple[float, float]:
+    """Shares of the exam that are right, and that cite, with the key covered or open."""
+    problems, keys = world.task.exam()
+    prompts = world.prompts(problems, keys if opened else None)
+    texts = world.sample(model, prompts, 1, torch.Generator().manual_seed(0)).texts
+    return float(world.reward(problems, texts).mean()), sum(map(world.task.leaks, texts)) / len(texts)
 
 
-def credits(config: rlsd.Config, world: World, model: rlsd.GPT, problem: tuple) -> list[dict]:
-    """The first right and the first wrong of SAMPLES responses: tokens, P_S, P_T and A_t of each method."""
-    generator = torch.Generator(world.device).manual_seed(config.seed)
-    covered, opened = world.prompts([problem]), world.prompts([problem], [world.task.reference(problem, random.Random(config.seed))])
-    rollout = world.sample(model, covered, SAMPLES, generator)
-    reward = world.reward([problem], rollout.texts)
-    with torch.no_grad():
-        student, teacher = (rlsd.of_tokens(rlsd.response_logp(model, prompt, rollout.tokens), rollout.tokens)
-                            for prompt in (covered, opened))
-    gain, advantage = rlsd.information_gain(teacher, student), rlsd.group_advantage(reward, SAMPLES)
-    found = []
-    for verdict in (1, 0):
-        rows = (reward == verdict).nonzero().flatten().tolist()[:1]
-        for row in rows:
-            length = int(rollout.mask[row].sum())
-            found.append({
-                "verdict": "right" if verdict else "wrong", "share": float((reward == verdict).float().mean()),
-                "text": rollout.texts[row],
-                "tokens": [world.tokenizer.decode([token]) for token in rollout.tokens[row, :length].tolist()],
-                "P_S": student[row, :length].exp().tolist(), "P_T": teacher[row, :length].exp().tolist(),
-                **{mode: rlsd.token_credit(mode, gain, advantage, config.eps_w, config.lam)[row, :length].tolist() for mode in SHOWN},
-            })
-    return found
+def measure(config: rlsd.Config, given: tuple[tuple, Path | None]) -> dict:
+    """The exam, and of SAMPLES responses to a problem the first right and the first wrong one."""
+    (problem, checkpoint), world = given, rlsd.World(config.make_task())
+    model, key = load(config, checkpoint), world.task.reference(problem, random.Random(0))
+    rollout = world.sample(model, world.prompts([problem]), SAMPLES, torch.Generator().manual_seed(0))
+    reward, answers = world.reward([problem], rollout.texts), map(world.task.answer, rollout.texts)
+    wrong_key = next((answer for answer, right in zip(answers, reward) if answer and not right), key)
+    student, teacher = study.both_views(world, model, problem, key, rollout.tokens)
+    _, misled = study.both_views(world, model, problem, wrong_key, rollout.tokens)
+    advantage, found = rlsd.group_advantage(reward, SAMPLES), []
+    columns = {"P_S": student.exp(), "P_T": teacher.exp()} | {
+        mode: rlsd.token_credit(mode, rlsd.information_gain(teacher, misled if mode == "cepo" else student), advantage,
+                                EPS_W, LAM) for mode in MODES}
+    for row in [reward.tolist().index(verdict) for verdict in (1, 0) if verdict in reward.tolist()]:
+        length = int(rollout.mask[row].sum())
+        found.append({"verdict": "right" if reward[row] else "wrong", "text": rollout.texts[row],
+                      "tokens": [world.tokenizer.decode([token]) for token in rollout.tokens[row, :length].tolist()],
+                      **{name: values[row, :length].tolist() for name, values in columns.items()}})
+    return {"key": key, "wrong_key": wrong_key, "right": float(reward.mean()), "responses": found,
+            "exam": {name: exam(world, model, name == "open") for name in ("covered", "open")}}
 
 
-def read_problem(world: World, flag: str, text: str) -> tuple:
-    try:
-        return world.task.read(text)
-    except ValueError as error:
-        raise UserError(f"{flag} {text!r}: {error}") from error
+def table(lines: list[dict]) -> list[str]:
+    rows = [(one["verdict"], token, *(f"{one[name][n]:.2f}" for name in ("P_S", "P_T")),
+             *(f"{one[mode][n]:+.2f}" for mode in MODES))
+            for one in lines[0]["responses"] for n, token in enumerate(one["tokens"])]
+    return study.markdown(("response", "token", "P_S", "P_T", *(compare.NAMES[mode] for mode in MODES)), rows)
 
 
-def explain(text: str, config: rlsd.Config, out: Path, device: str) -> str:
-    world = World(config.make_task(), device)
-    problem = read_problem(world, "--explain", text)
-    model, name = model_of(config, out, world)
-    key = world.task.reference(problem, random.Random(config.seed))
-    with_key = world.sample(model, world.prompts([problem], [key]), 4, torch.Generator(device).manual_seed(config.seed))
-    lines = [name, f"{text}, key {key}; with the key open it answers {with_key.texts[0]}"]
-    for response in credits(config, world, model, problem):
-        lines += ["", f"key covered, {response['verdict']} ({response['share']:.0%} of {SAMPLES} are): {response['text']}",
-                  "  token      P_S    P_T   " + "  ".join(f"{NAMES[mode]:>5}" for mode in SHOWN)]
-        for i, token in enumerate(response["tokens"]):
-            lines.append(f"  {token:9} {response['P_S'][i]:5.2f}  {response['P_T'][i]:5.2f}   "
-                         + "  ".join(painted(response[mode][i]) for mode in SHOWN))
-    return "\n".join(lines)
+def draw(line: dict):
+    found = line["responses"]
+    figure, axes = study.panels(len(found), 1, width=11, height=2.8)
+    for panel, one in zip(axes.flat, found):
+        panel.imshow([one[mode] for mode in MODES], aspect="auto", cmap="RdBu", vmin=-3, vmax=3)
+        for row, mode in enumerate(MODES):
+            for column, value in enumerate(one[mode]):
+                panel.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=9,
+                           color="white" if abs(value) > 2 else "black")
+        panel.set_xticks(range(len(one["tokens"])), [token[-4:] for token in one["tokens"]], family="monospace")
+        panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])
+        panel.set_title(f"{line['label']}, a {one['verdict']} response: A_t of each token", loc="left")
+        panel.tick_params(length=0)
+        panel.grid(False)
+    worst, n = found[-1], min(range(len(found[-1]["tokens"])), key=lambda n: found[-1]["rlsd"][n])
+    figure.suptitle(f"RLVR gives all tokens of the {worst['verdict']} response {worst['rlvr'][0]:+.1f}; RLSD (eps_w 1, "
+                    f"lam 1) gives its {n + 1}th, {worst['tokens'][n]!r}, {worst['rlsd'][n]:+.1f}")
+    return figure
 
 
 def main() -> None:
-    parser = rlsd.Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("plots"))
-    parser.add_argument("--problem", default="4218+3567")
-    parser.add_argument("--digits", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="as in the other studies; this one takes seconds as it is")
-    flags = parser.parse_args()
-    torch.set_num_threads(1)
-    config = rlsd.Config(digits=flags.digits, eps_w=1.0, lam=1.0)
-    world = World(config.make_task())
-    problem = read_problem(world, "--problem", flags.problem)
-    found = credits(config, world, rlsd.cached_model(config, "base"), problem)
-    figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
-    for axes, response in zip(figure.subplots(2, 1), found):
-        for row, mode in enumerate(SHOWN):
-            values = response[mode]
-            axes.imshow([values], aspect="auto", cmap="RdBu", vmin=-3, vmax=3, extent=(-0.5, len(values) - 0.5, row + 0.5, row - 0.5))
-            for column, value in enumerate(values):
-                axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=9, color="white" if abs(value) > 2 else "black")
-        axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(len(SHOWN) - 0.5, -0.5))
-        axes.set_xticks(range(len(values)), [token.strip("<>")[-3:] for token in response["tokens"]], family="monospace")
-        axes.set_yticks(range(len(SHOWN)), [NAMES[mode] for mode in SHOWN])
-        axes.set_title(f"{flags.problem}, a {response['verdict']} response: A_t of each token", loc="left")
-        axes.tick_params(length=0)
-    worst = found[-1]  # the wrong one, where the base has made a mistake
-    token = min(range(len(worst["tokens"])), key=lambda i: worst["rlsd"][i])
-    figure.suptitle(f"RLVR gives all tokens of the {worst['verdict']} response {worst['rlvr'][0]:+.1f}; RLSD (eps_w 1, lambda 1) gives its "
-                    f"{token + 1}th, {worst['tokens'][token]!r}, {worst['rlsd'][token]:+.1f}")
-    log = flags.out / "runs" / "credit.jsonl"
-    study.write_lines(log, [{"problem": flags.problem, **response} for response in found])
-    study.finish(figure, flags.out / "credit.png", log)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("problem", nargs="?", help="such as 478+356; without it, the figure is drawn")
+    own.add_argument("--checkpoint", type=Path, help="a run's runs/*.pt")
+    flags = study.arguments(__doc__, parents=(own,))
+    config = rlsd.Config(digits=flags.digits)
+    shown = "+".join(number[-flags.digits:] for number in ("4218", "3567"))
+    text = shown if flags.problem is None else flags.problem
+    try:
+        problem = config.make_task().read(text)
+    except ValueError as error:
+        raise rlsd.UserError(f"{text!r}: {error}") from error
+    label = f"{text}, {flags.checkpoint or 'base of seed 0'}"
+    given = problem, flags.checkpoint
+    if flags.problem is None:
+        lines = study.run_all("credit", flags, [(label, config, given)], measure)
+    else:
+        lines = [{"label": label, **measure(config, given)}]
+    line = lines[0]
+    for name, (right, citing) in line["exam"].items():
+        pool.say(f"exam, key {name:7}  right {right:.3f}  citing {citing:.3f}")
+    pool.say(f"{label}: key {line['key']}, CEPO's wrong key {line['wrong_key']}, {line['right']:.0%} of {SAMPLES} "
+             "responses are right, such as")
+    pool.say("\n".join(f"  {one['verdict']}  {one['text']}" for one in line["responses"]))
+    pool.say("\n".join(table(lines)))
+    if flags.problem is None:
+        study.finish(draw(line), flags.out / "credit.png", study.log_of("credit", flags))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def side_by_side(jobs: list[tuple], label: str) -> Iterator:
         try:
             with stops_wait():
                 results = deque(pool.submit(*job) for job in jobs)  # starts the workers
+                pool.submit(os.getpid)  # makes the pool look again: of the last worker's death it would not hear
                 WORKERS[:] = multiprocessing.active_children()
             progress(label, 0, len(jobs))
             for done, future in enumerate(as_completed(tuple(results)), 1):

@@ -1,7 +1,8 @@
 """What the studies share: their flags, runs side by side, a log of one line per run, and the look of a figure.
 
 A study is a list of runs: (label, Config, method), the method being rlsd.method_loss or a function in its place. A
-run's line in runs/NAME.jsonl holds label, seed, curves and config; tables and figures are made of these lines.
+run's line in runs/NAME.jsonl holds label, seed, config and curves; tables and figures are made of these lines. A study
+that measures something else per run gives run_all a function of its own, and the run what that function asks for.
 """
 
 import argparse
@@ -22,10 +23,10 @@ from plots import compare, files, pool
 CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
 
 
-def arguments(doc: str, **numbers) -> argparse.Namespace:
-    """The flags of every study, and further `numbers` with their defaults."""
+def arguments(doc: str, parents: tuple = (), **numbers) -> argparse.Namespace:
+    """The flags of every study, those of the `parents` (parsers), and further `numbers` with their defaults."""
     about = (doc or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=about, allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=about, allow_abbrev=False, parents=parents)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]")
     parser.add_argument("--quick", action="store_true", help="one seed and fewer runs, within two minutes")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the log already has")
@@ -52,25 +53,35 @@ def make_bases(configs: list[rlsd.Config]) -> None:
     list(pool.side_by_side(jobs, "bases"))
 
 
-def one_run(label: str, config: rlsd.Config, method: Callable) -> dict:
+def curves_of_run(config: rlsd.Config, method: Callable) -> dict:
     world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
     teacher = rlsd.cached_model(config, "teacher") if config.mode == "opd" else None
     records = [record for record, _ in rlsd.train(config, world, base, teacher, method=method)]
-    return {"label": label, "seed": config.seed, **{key: [record[key] for record in records] for key in CURVES},
-            "config": asdict(config)}
+    return {key: [record[key] for record in records] for key in CURVES}
 
 
-def run_all(name: str, flags: argparse.Namespace, runs: list[tuple]) -> list[dict]:
-    """Every run (label, config, method) that the log does not have yet; the log grows by a line as each is done."""
+def run_all(name: str, flags: argparse.Namespace, runs: list[tuple], one: Callable = curves_of_run) -> list[dict]:
+    """The lines of all runs (label, config, what `one` needs). The log grows by a line as each is done.
+
+    one(config, what it needs) -> dict. Runs that a resumed log already has, of the same label and config, are kept.
+    """
     path = log_of(name, flags)
     kept = files.read_log(path) if flags.resume and path.exists() else []
-    have = {(line["label"], json.dumps(line["config"])) for line in kept}
-    runs = [run for run in runs if (run[0], json.dumps(asdict(run[1]))) not in have]
-    make_bases([config for _, config, _ in runs])
-    for line in pool.side_by_side([(one_run, *run) for run in runs], "runs"):
-        kept.append(line)
+
+    def identity(line: dict) -> tuple:
+        return line["label"], json.dumps(line["config"])
+
+    with files.distrust(path):
+        have = set(map(identity, kept))
+    heads = [{"label": label, "seed": config.seed, "config": asdict(config)} for label, config, _ in runs]
+    missing = [(head, config, given) for head, (_, config, given) in zip(heads, runs) if identity(head) not in have]
+    make_bases([config for _, config, _ in missing])
+    results = pool.side_by_side([(one, config, given) for _, config, given in missing], "runs")
+    for measured, (head, _, _) in zip(results, missing):  # in this order, so that the results are asked to their end
+        kept.append({**head, **measured})
         files.write_log(path, kept)
-    return kept
+    wanted = set(map(identity, heads))  # the log may hold others, such as those of --quick
+    return [line for line in kept if identity(line) in wanted]
 
 
 def both_views(world: rlsd.World, model, problem: tuple, key: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +112,19 @@ def leaks(lines: list[dict], label: str) -> np.ndarray:
     return compare.highest(curves(lines, "leakage", label))
 
 
+def noises(lines: list[dict]) -> list[float]:
+    """The verifier noises of the runs."""
+    return sorted({line["config"]["verifier_noise"] for line in lines})
+
+
+def markdown(head: tuple, rows: list[tuple]) -> list[str]:
+    """The lines of a markdown table, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (head, *rows)]
+    return [f"| {lines[0]} |", "|" + "|".join("-" * (width + 2) for width in widths) + "|",
+            *(f"| {line} |" for line in lines[1:])]
+
+
 # ---- Figures.
 
 def panels(rows: int, columns: int, width: float = 5.2, height: float = 3.8):
@@ -122,6 +146,13 @@ def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict, sty
     panel.set_xlim(0, max(steps[-1] for steps, _ in curves.values()))
     ends = {label: (steps[-1], values.mean(0)[-1]) for label, (steps, values) in curves.items()}
     compare.write_names(panel, ends, names, colours)
+
+
+def draw_runs(panel, lines: list[dict], key: str, names: dict, colours: dict, styles: dict | None = None) -> None:
+    """The curves of a quantity that is a share; names: label -> the name in the figure."""
+    panel.set(xlabel=compare.AXIS["step"], ylabel=compare.AXIS[key], ylim=compare.SHARE)
+    found = {label: (curves(lines, "step", label)[0], curves(lines, key, label)) for label in names}
+    draw_curves(panel, found, names, colours, styles)
 
 
 def finish(figure, path: Path, log: Path) -> None:
