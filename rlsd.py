@@ -105,7 +105,7 @@ def divergence(student_logp: Tensor, teacher_logp: Tensor, kind: str, beta: floa
     shapes(student_logp=(student_logp, "B T V"), teacher_logp=(teacher_logp, "B T V"))
     teacher_logp = teacher_logp.detach()
     if kind == "jsd":
-        mixed = torch.logaddexp(teacher_logp + math.log(beta), student_logp + math.log(1 - beta))
+        mixed = torch.logaddexp(teacher_logp + math.log(beta), student_logp.clamp(min=-1e30) + math.log(1 - beta))
         return beta * kl(teacher_logp, mixed) + (1 - beta) * kl(student_logp, mixed)
     if kind not in ("reverse_kl", "forward_kl"):
         raise ValueError(f"unknown divergence {kind!r}")
