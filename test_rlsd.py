@@ -420,7 +420,7 @@ def test_the_check_of_a_task_says_each_fault_in_one_line(name, value, said):
 def program(tmp_path_factory):  # a copy, whose cache has a base of little homework and a teacher of none
     global PROGRAM
     PROGRAM, pretrain = tmp_path_factory.mktemp("program"), rlsd.pretrain
-    shutil.copytree(ROOT, PROGRAM, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "reference", "runs", "*.png"))
+    shutil.copytree(ROOT, PROGRAM, shutil.ignore_patterns(".*", "reference", "runs", "*.png"), dirs_exist_ok=True)
     def quickly(world, model, seed, homework_steps, progress):
         def look(label, step, most):
             if label.startswith("textbook"):

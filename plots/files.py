@@ -119,7 +119,7 @@ def prepare(out: Path, configs: list[dict], go_on: bool) -> list[Path]:
 
 
 def resume(log: Path, config: dict, student=None, teacher=None) -> tuple[list[dict], dict | None]:
-    """The records and the checkpoint of a run that was stopped or gets more steps; every other setting must be the same.
+    """The records and checkpoint of a run that was stopped or gets more steps; every other setting must be the same.
 
     Given the models, the checkpoint must fit them. A run that has no checkpoint starts anew.
     """

@@ -48,7 +48,7 @@ def draw(folders: list[Path]):
             compare.write_names(panel, {mode: (curve[across][-1], curve[up][-1]) for mode, curve in mean.items()})
             title = f"{name}{f', noise {noise:g}, weights held' if noise and up == 'accuracy' else ''}"
             panel.set_title(f"{title}\n{finding(mean, up)}", loc="left", fontsize=12)
-    figure.text(0.5, 0.005, "mean of seeds; bands: lowest to highest; open dot: the base, full dot: the end", ha="center")
+    figure.text(0.5, 0.005, "mean of seeds; band: lowest to highest; open dot: base, full dot: end", ha="center")
     return figure
 
 

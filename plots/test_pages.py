@@ -1,0 +1,49 @@
+"""What README.md and plots/*.md say of the committed logs is what these logs say."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from plots import compare, files
+
+ROOT = Path(__file__).parent.parent
+PAGES = {page.stem: page.read_text("utf-8") for page in ROOT.glob("plots/*.md")}
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def sweep(folder: str) -> dict:
+    return compare.curves(compare.read(sorted((ROOT / folder / "runs").glob("carry-*-s?.jsonl"))))
+
+
+@pytest.mark.parametrize("folder", ["plots/reference", "plots/reference/noisy"])
+def test_the_readmes_tables_are_those_of_the_sweeps(folder):
+    found = sweep(folder)
+    assert len(found) == 5 and all(len(curve["seed"]) == 5 for curve in found.values())
+    assert all(row in README for row in compare.table(found))
+
+
+@pytest.mark.parametrize("name, page", [("contrast", "README"), ("lesson", "LESSON")])
+def test_the_studies_tables_are_those_of_their_logs(name, page):
+    lines = files.read_log(ROOT / f"plots/reference/runs/{name}.jsonl")
+    rows = importlib.import_module(f"plots.{name}").table(lines)
+    assert len(rows) > 5 and all(row in PAGES[page] for row in rows)
+
+
+def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rises_leaks_and_falls_in_every_seed():
+    found = sweep("plots/reference")
+    for mode in ("rlvr", "opd", "rlsd", "cepo"):
+        assert found[mode]["accuracy"][:, -1].min() >= 0.85 and found[mode]["leakage"].max() <= 0.02
+        assert abs(compare.mean_over_run(found["rlvr"]["step"], found["rlvr"]["accuracy"]
+                                         - found[mode]["accuracy"]).mean()) < (0.02 if mode == "opd" else 0.002)
+    accuracy, third = found["opsd"]["accuracy"], found["opsd"]["step"][0] <= 160 / 3
+    assert (accuracy[:, third].max(1) - accuracy[:, 0] >= 0.2).all()
+    assert (accuracy.max(1) - accuracy[:, -1] >= 0.2).all() and (found["opsd"]["leakage"][:, -1] > 0.2).all()
+
+
+def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahead_of_rlvr_in_every_seed():
+    found = sweep("plots/reference/noisy")
+    ahead = {mode: compare.mean_over_run(found["rlvr"]["step"], found[mode]["accuracy"] - found["rlvr"]["accuracy"])
+             for mode in ("rlsd", "cepo")}
+    assert (ahead["cepo"] > 0).all() and f"{ahead['cepo'].mean():.3f}" == "0.118" and ahead["rlsd"].mean() < 0
+    assert found["cepo"]["leakage"].max() < 0.02 and (compare.highest(found["rlsd"]["leakage"]) > 0.5).sum() == 4
