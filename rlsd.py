@@ -194,7 +194,7 @@ class Config:
     lam_decay: int = setting(50, "steps in which lam falls to 0; 0: it is held (paper: 50)", 0, 10**6)
     verifier_noise: float = setting(0.0, "probability that a training reward is flipped; the key stays right", 0, 0.5)
     key_noise: float = setting(0.0, "probability that a wrong answer, if there is one, is the key and judges", 0, 1)
-    evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
+    evaluate_every: int = setting(10, "steps between evaluations (accuracy: sampled at temperature 1)", 1, 10**6)
 
     def __post_init__(self):
         for name, value in asdict(self).items():

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -60,6 +61,7 @@ def progress(label: str, done: int, total: int, began: dict = {}) -> None:  # no
 
 def command(name: str, main: Callable[[], None], refusal: type[Exception]) -> None:
     """Runs a program: what it refuses is one line on standard error and exit code 2."""
+    warnings.showwarning = lambda remark, *_: say(f"{name}: {remark}", "stderr")  # one line, too
     try:
         main()
     except (refusal, OSError) as error:
