@@ -23,7 +23,7 @@ def test_the_readmes_tables_are_those_of_the_sweeps(folder):
     assert all(row in README for row in compare.table(found))
 
 
-@pytest.mark.parametrize("name, page", [("contrast", "README"), ("lesson", "LESSON")])
+@pytest.mark.parametrize("name, page", [("contrast", "README"), ("direction", "README"), ("lesson", "LESSON")])
 def test_the_studies_tables_are_those_of_their_logs(name, page):
     lines = files.read_log(ROOT / f"plots/reference/runs/{name}.jsonl")
     rows = importlib.import_module(f"plots.{name}").table(lines)
