@@ -2,10 +2,11 @@
 
     python -m plots.trilemma [--quick]        runs/trilemma.jsonl and trilemma.png under --out
 
-OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or every step. All answers r and all
-well-formed responses of some held-out problems are enumerated, under one fixed weighting: a prefix counts as often as
-the base writes it. L(S, T) is then a function of student and teacher alone, and between two evaluations, k and k+1,
-L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher; then the teacher's.
+OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or every step; a base that never cites,
+and one that does. All answers r and all well-formed responses of some held-out problems are enumerated, under one fixed
+weighting: a prefix counts as often as the base writes it. L(S, T) is then a function of student and teacher alone, and
+between two evaluations, k and k+1, L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher;
+then the teacher's. Every "holds" in the table of claims is computed, by the rule that stands beside it in claims().
 """
 
 import copy
@@ -21,11 +22,12 @@ import rlsd
 from plots import compare, pool, study
 from plots.floor import Enumeration, theorem_1
 
-EVERY, TEACHERS = 20, {"frozen": 10**6, "copied, 20 steps": 20, "copied, 1 step": 1}  # --teacher-refresh
+TEACHERS, CITES, EVERY = {"frozen": 10**6, "copied, 20 steps": 20, "copied, 1 step": 1}, (0.0, 0.3), 20
 COLOURS = dict(zip(TEACHERS, ("#0072B2", "#E69F00", "#D55E00")))
-AXES = {"loss": "OPSD's loss L, nats per response", "signal": "signal: first term, nats per response",
-        "information": "S = I(Y;R|X), nats per response", "rho": "rho = E|delta|^2 / E|g|^2",
-        "teacher": "Delta_T since the last dot, nats per response", "leakage": compare.AXIS["leakage"]}
+MEASURED = ("step", "accuracy", "leakage", "loss", "signal", "information", "rho", "student", "teacher", "right",
+            "marginal")  # student, teacher: Delta_S and Delta_T; right, marginal: right answers (share)
+SHOWN = {"signal": "signal: first term, nats per response", "teacher": "Delta_T, nats per response",
+         "leakage": compare.AXIS["leakage"]}
 
 
 class Problem(Enumeration):
@@ -77,7 +79,7 @@ class Problem(Enumeration):
 
 
 def measure(config: rlsd.Config, problems: int) -> dict:
-    """One run. At each evaluation what AXES names, Delta_S as `student`, and right answers, of the marginal also."""
+    """One run, with what MEASURED names at each evaluation."""
     world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
     student, chosen, seen, loss = copy.deepcopy(base), world.task.exam()[0][:problems], [], None
     targets = [Problem(world, problem, base, base) for problem in chosen]
@@ -96,4 +98,92 @@ def measure(config: rlsd.Config, problems: int) -> dict:
                      "student": 0.0 if before is None else old_teacher - before, "teacher": loss - old_teacher,
                      "right": float(mean(lambda target: target.right(target.of_student(student)))),
                      "marginal": float(mean(lambda target: target.right(target.marginal())))})
-    return {key: [one[key] for one in seen] for key in ("step", "accuracy", *AXES, "student", "right", "marginal")}
+    return {key: [one[key] for one in seen] for key in MEASURED}
+
+
+def first_and_last(lines: list[dict], label: str, key: str) -> tuple[float, float]:
+    values = study.curves(lines, key, label).mean(0)
+    return values[0], values[-1]
+
+
+def table(lines: list[dict]) -> list[str]:
+    """Means over seeds, at step 0 and at the end."""
+    keys = {"signal": "signal, nats", "information": "S, nats", "rho": "rho", "right": "right, student",
+            "marginal": "right, marginal", "accuracy": "accuracy", "leakage": "leakage"}
+    rows = [(label, *("{:.3f} to {:.3f}".format(*first_and_last(lines, label, key)) for key in keys))
+            for label in dict.fromkeys(line["label"] for line in lines)]
+    return study.markdown(("teacher", *keys.values()), rows)
+
+
+def claims(lines: list[dict]) -> list[str]:
+    """What the paper says, what is seen, and whether it holds. Intervals: between two evaluations, all seeds."""
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    frozen, copied = ([label for label in labels if label.startswith(kind)] for kind in ("frozen", "copied"))
+
+    def steps(key: str, of: list[str]) -> np.ndarray:  # without step 0
+        return np.concatenate([study.curves(lines, key, label)[:, 1:].ravel() for label in of])
+
+    def change(key: str) -> np.ndarray:
+        return np.concatenate([np.diff(study.curves(lines, key, label)).ravel() for label in labels])
+
+    def said(key: str, of: list[str]) -> str:
+        return "; ".join("{:.2f} to {:.2f}".format(*first_and_last(lines, label, key)) for label in of)
+
+    left = {label: np.divide(*first_and_last(lines, label, "signal")[::-1]) for label in labels}
+    has = {label: [name for name, held in (("stable", not steps("teacher", [label]).any()), ("signal", left[label] > 0.25),
+                                           ("no leak", study.leaks(lines, label).max() < 0.02)) if held]
+           for label in labels}
+    error = np.abs(change("loss") - steps("student", labels) - steps("teacher", labels)).max()
+    above = [np.subtract(*(first_and_last(lines, label, key)[1] for key in ("right", "marginal"))) for label in frozen]
+    student, teacher, falls = (steps("student", labels) > 0).sum(), steps("teacher", copied), change("information") < -1e-6
+    larger = (teacher > np.abs(steps("student", copied))).sum()
+    rows = [("L(k+1) - L(k) = Delta_S + Delta_T", f"largest error {error:.0e}", error < 1e-6),
+            ("Proposition 2: a frozen teacher's signal vanishes", said("signal", frozen), max(left[one] for one in frozen) < 0.25),
+            ("Proposition 2: no better than its marginal", ", ".join(f"{one:+.3f}" for one in above), max(above) <= 0),
+            ("Theorem 2: Delta_S <= 0", f"positive in {student} of {len(change('loss'))} intervals", student == 0),
+            ("Theorem 2: Delta_T may be positive", f"is in {(teacher > 0).sum()} of {len(teacher)} intervals of copied "
+             f"teachers, and over |Delta_S| in {larger}", (teacher > 0).any()),
+            ("Proposition 3: S never falls", f"falls in {falls.sum()} of {len(falls)} intervals", not falls.any()),
+            ("Proposition 3: rho goes to 1", f"copied teachers: {said('rho', copied)}",
+             min(first_and_last(lines, label, "rho")[1] for label in copied) > 0.95),
+            ("Theorem 3: at most two of three", "; ".join(f"{label}: {', '.join(has[label]) or 'none'}" for label in labels),
+             max(map(len, has.values())) < 3)]
+    return study.markdown(("claim", "seen", "holds"), [(*row, "yes" if holds else "no") for *row, holds in rows])
+
+
+def title(lines: list[dict], key: str, cite: float) -> str:
+    values = {teacher: study.curves(lines, key, f"{teacher}, cite {cite:g}") for teacher in TEACHERS
+              if any(line["label"] == f"{teacher}, cite {cite:g}" for line in lines)}
+    if key == "teacher":
+        moves = np.concatenate([value[:, 1:].ravel() for name, value in values.items() if name != "frozen"])
+        return f"Delta_T is positive in {(moves > 0).sum()} of {len(moves)} intervals of copied teachers"
+    told = {"signal": lambda value: f"{value[:, -1].mean() / value[:, 0].mean():.0%}",
+            "leakage": lambda value: f"{value.max(1).mean():.0%}"}[key]
+    return ("Signal left: " if key == "signal" else "Highest leakage: ") + ", ".join(map(told, values.values()))
+
+
+def main() -> None:
+    flags = study.arguments(__doc__, digits=3, seeds=3)
+    seeds, cites, teachers, problems, steps = range(flags.seeds), CITES, list(TEACHERS), 4, flags.steps
+    if flags.quick:
+        seeds, cites, teachers, problems, steps = range(1), CITES[1:], teachers[:2], 2, -(-steps // 4)
+    settings = {"mode": "opsd", "task": "split", "digits": flags.digits, "steps": steps, "evaluate_every": EVERY,
+                "divergence": "forward_kl"}
+    runs = [(f"{teacher}, cite {cite:g}", rlsd.Config(seed=seed, cite=cite, teacher_refresh=TEACHERS[teacher], **settings),
+             problems) for seed in seeds for cite in cites for teacher in teachers]
+    lines = study.run_all("trilemma", flags, runs, measure)
+    pool.say("\n".join([*table(lines), *claims(lines)]))
+    figure, axes = study.panels(len(cites), len(SHOWN), width=5.6)
+    for panels, cite in zip(axes, cites):
+        for panel, (key, text) in zip(panels, SHOWN.items()):
+            shown = {teacher: tuple(study.curves(lines, name, f"{teacher}, cite {cite:g}") for name in ("step", key))
+                     for teacher in teachers}
+            panel.set(xlabel=f"training step; homework with cites of {cite:g}", ylabel=text)
+            panel.set_title(title(lines, key, cite), loc="left", fontsize=11)
+            study.draw_curves(panel, {name: (step[0], values) for name, (step, values) in shown.items()},
+                              {name: name for name in TEACHERS}, COLOURS)
+    study.finish(figure, flags.out / "trilemma.png", study.log_of("trilemma", flags))
+
+
+if __name__ == "__main__":
+    study.command(main)
