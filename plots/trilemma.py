@@ -6,7 +6,7 @@ OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or
 and one that does. All answers r and all well-formed responses of some held-out problems are enumerated, under one fixed
 weighting: a prefix counts as often as the base writes it. L(S, T) is then a function of student and teacher alone, and
 between two evaluations, k and k+1, L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher;
-then the teacher's. Every "holds" in the table of claims is computed, by the rule that stands beside it in claims().
+then the teacher's. A signal lasts if more than a quarter is left at the end; it leaks who ever cites 0.02 or more.
 """
 
 import copy
@@ -22,7 +22,8 @@ import rlsd
 from plots import compare, pool, study
 from plots.floor import Enumeration, theorem_1
 
-TEACHERS, CITES, EVERY = {"frozen": 10**6, "copied, 20 steps": 20, "copied, 1 step": 1}, (0.0, 0.3), 20
+TEACHERS, CITES = {"frozen": 10**6, "copied every 20 steps": 20, "copied every step": 1}, (0.0, 0.3)
+NAMES, PROPERTIES = {name: name for name in TEACHERS}, ("a stable target", "a lasting signal", "no leakage")
 COLOURS = dict(zip(TEACHERS, ("#0072B2", "#E69F00", "#D55E00")))
 MEASURED = ("step", "accuracy", "leakage", "loss", "signal", "information", "rho", "student", "teacher", "right",
             "marginal")  # student, teacher: Delta_S and Delta_T; right, marginal: right answers (share)
@@ -60,7 +61,8 @@ class Problem(Enumeration):
         logp, parameters, total, squares = self.of_student(student), list(student.parameters()), 0, 0
         count = len(self.lists[0][3])
         for key in range(count):
-            pull = [-weight.unsqueeze(-1) * by_key[key].exp() for weight, (*_, by_key, _) in zip(self.weights, self.lists)]
+            pull = [-weight.unsqueeze(-1) * by_key[key].exp()
+                    for weight, (*_, by_key, _) in zip(self.weights, self.lists)]
             parts = torch.autograd.grad(logp, parameters, pull, retain_graph=True)
             gradient = torch.cat([part.flatten() for part in parts]).double()
             total, squares = total + gradient / count, squares + gradient.square().sum() / count
@@ -101,65 +103,52 @@ def measure(config: rlsd.Config, problems: int) -> dict:
     return {key: [one[key] for one in seen] for key in MEASURED}
 
 
-def first_and_last(lines: list[dict], label: str, key: str) -> tuple[float, float]:
-    values = study.curves(lines, key, label).mean(0)
-    return values[0], values[-1]
+def seen(lines: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The labels; and key -> (labels, seeds, evaluations)."""
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    return labels, {key: np.array([study.curves(lines, key, label) for label in labels]) for key in MEASURED}
 
 
 def table(lines: list[dict]) -> list[str]:
-    """Means over seeds, at step 0 and at the end."""
-    keys = {"signal": "signal, nats", "information": "S, nats", "rho": "rho", "right": "right, student",
-            "marginal": "right, marginal", "accuracy": "accuracy", "leakage": "leakage"}
-    rows = [(label, *("{:.3f} to {:.3f}".format(*first_and_last(lines, label, key)) for key in keys))
-            for label in dict.fromkeys(line["label"] for line in lines)]
-    return study.markdown(("teacher", *keys.values()), rows)
+    """What the paper says, what is seen (means over seeds; "to": at the end), and whether it holds."""
+    labels, all_of = seen(lines)
+    start, end = ({key: values[..., at].mean(1) for key, values in all_of.items()} for at in (0, -1))
+    change = {key: np.diff(all_of[key]) for key in ("loss", "information")}
+    student, teacher = (all_of[key][..., 1:] for key in ("student", "teacher"))
+    frozen = np.array([label.startswith("frozen") for label in labels])
+    left, leak, above = end["signal"] / start["signal"], all_of["leakage"].max((1, 2)), end["right"] - end["marginal"]
+    has = np.stack(((teacher == 0).all((1, 2)), left > 0.25, leak < 0.02), 1)
+    error = np.abs(change["loss"] - student - teacher).max()
+    moved, falls = teacher[~frozen], change["information"] < -1e-6
+    larger = f"is in {(moved > 0).sum()} of {moved.size} by copies, over |Delta_S| in "
+    larger += str((moved > np.abs(student[~frozen])).sum())
 
+    def told(key: str, which: np.ndarray) -> str:
+        return "; ".join(f"{one:.2f} to {other:.2f}" for one, other in zip(start[key][which], end[key][which]))
 
-def claims(lines: list[dict]) -> list[str]:
-    """What the paper says, what is seen, and whether it holds. Intervals: between two evaluations, all seeds."""
-    labels = list(dict.fromkeys(line["label"] for line in lines))
-    frozen, copied = ([label for label in labels if label.startswith(kind)] for kind in ("frozen", "copied"))
-
-    def steps(key: str, of: list[str]) -> np.ndarray:  # without step 0
-        return np.concatenate([study.curves(lines, key, label)[:, 1:].ravel() for label in of])
-
-    def change(key: str) -> np.ndarray:
-        return np.concatenate([np.diff(study.curves(lines, key, label)).ravel() for label in labels])
-
-    def said(key: str, of: list[str]) -> str:
-        return "; ".join("{:.2f} to {:.2f}".format(*first_and_last(lines, label, key)) for label in of)
-
-    left = {label: np.divide(*first_and_last(lines, label, "signal")[::-1]) for label in labels}
-    has = {label: [name for name, held in (("stable", not steps("teacher", [label]).any()), ("signal", left[label] > 0.25),
-                                           ("no leak", study.leaks(lines, label).max() < 0.02)) if held]
-           for label in labels}
-    error = np.abs(change("loss") - steps("student", labels) - steps("teacher", labels)).max()
-    above = [np.subtract(*(first_and_last(lines, label, key)[1] for key in ("right", "marginal"))) for label in frozen]
-    student, teacher, falls = (steps("student", labels) > 0).sum(), steps("teacher", copied), change("information") < -1e-6
-    larger = (teacher > np.abs(steps("student", copied))).sum()
     rows = [("L(k+1) - L(k) = Delta_S + Delta_T", f"largest error {error:.0e}", error < 1e-6),
-            ("Proposition 2: a frozen teacher's signal vanishes", said("signal", frozen), max(left[one] for one in frozen) < 0.25),
-            ("Proposition 2: no better than its marginal", ", ".join(f"{one:+.3f}" for one in above), max(above) <= 0),
-            ("Theorem 2: Delta_S <= 0", f"positive in {student} of {len(change('loss'))} intervals", student == 0),
-            ("Theorem 2: Delta_T may be positive", f"is in {(teacher > 0).sum()} of {len(teacher)} intervals of copied "
-             f"teachers, and over |Delta_S| in {larger}", (teacher > 0).any()),
-            ("Proposition 3: S never falls", f"falls in {falls.sum()} of {len(falls)} intervals", not falls.any()),
-            ("Proposition 3: rho goes to 1", f"copied teachers: {said('rho', copied)}",
-             min(first_and_last(lines, label, "rho")[1] for label in copied) > 0.95),
-            ("Theorem 3: at most two of three", "; ".join(f"{label}: {', '.join(has[label]) or 'none'}" for label in labels),
-             max(map(len, has.values())) < 3)]
-    return study.markdown(("claim", "seen", "holds"), [(*row, "yes" if holds else "no") for *row, holds in rows])
+            ("Prop. 2: a frozen teacher's signal vanishes", told("signal", frozen), (left[frozen] < 0.25).all()),
+            ("Prop. 2: at most 0.02 more right than its marginal", "; ".join(f"{one:+.3f}" for one in above[frozen]),
+             (above[frozen] <= 0.02).all()),
+            ("Theorem 2: Delta_S <= 0", f"is above in {(student > 0).sum()} of {student.size}", (student <= 0).all()),
+            ("Theorem 2: Delta_T may be positive", larger, (moved > 0).any()),
+            ("Prop. 3: S never falls", f"falls in {falls[~frozen].sum()} of {moved.size} by copies", not falls.any()),
+            ("Prop. 3: rho goes to 1", f"by copies {told('rho', ~frozen)}", (end["rho"][~frozen] > 0.95).all())]
+    for n, label in enumerate(labels):
+        properties = " and ".join(np.array(PROPERTIES)[has[n]]) or "none"
+        what = f"signal left {left[n]:.0%}, leakage {leak[n]:.1%}, accuracy {end['accuracy'][n]:.3f}: {properties}"
+        rows.append((f"Theorem 3: {label}", what, not has[n].all()))
+    return study.markdown(("claim", "seen, in intervals of 20 steps", "holds"),
+                          [(claim, what, "yes" if holds else "no") for claim, what, holds in rows])
 
 
-def title(lines: list[dict], key: str, cite: float) -> str:
-    values = {teacher: study.curves(lines, key, f"{teacher}, cite {cite:g}") for teacher in TEACHERS
-              if any(line["label"] == f"{teacher}, cite {cite:g}" for line in lines)}
+def title(key: str, values: dict[str, np.ndarray]) -> str:
     if key == "teacher":
-        moves = np.concatenate([value[:, 1:].ravel() for name, value in values.items() if name != "frozen"])
-        return f"Delta_T is positive in {(moves > 0).sum()} of {len(moves)} intervals of copied teachers"
-    told = {"signal": lambda value: f"{value[:, -1].mean() / value[:, 0].mean():.0%}",
-            "leakage": lambda value: f"{value.max(1).mean():.0%}"}[key]
-    return ("Signal left: " if key == "signal" else "Highest leakage: ") + ", ".join(map(told, values.values()))
+        moved = np.concatenate([one[:, 1:].ravel() for name, one in values.items() if name != "frozen"])
+        return f"Delta_T is positive in {(moved > 0).sum()} of {len(moved)} intervals by copies"
+    of = {"signal": lambda one: one[:, -1].mean() / one[:, 0].mean(), "leakage": lambda one: one.max(1).mean()}[key]
+    told = ", ".join(f"{name.removeprefix('copied ')} {of(one):.0%}" for name, one in values.items())
+    return f"{'Signal left' if key == 'signal' else 'Highest leakage'}: {told}"
 
 
 def main() -> None:
@@ -167,21 +156,22 @@ def main() -> None:
     seeds, cites, teachers, problems, steps = range(flags.seeds), CITES, list(TEACHERS), 4, flags.steps
     if flags.quick:
         seeds, cites, teachers, problems, steps = range(1), CITES[1:], teachers[:2], 2, -(-steps // 4)
-    settings = {"mode": "opsd", "task": "split", "digits": flags.digits, "steps": steps, "evaluate_every": EVERY,
+    settings = {"mode": "opsd", "task": "split", "digits": flags.digits, "steps": steps, "evaluate_every": 20,
                 "divergence": "forward_kl"}
-    runs = [(f"{teacher}, cite {cite:g}", rlsd.Config(seed=seed, cite=cite, teacher_refresh=TEACHERS[teacher], **settings),
-             problems) for seed in seeds for cite in cites for teacher in teachers]
+    runs = [(f"{name}, cite {cite:g}", rlsd.Config(seed=seed, cite=cite, teacher_refresh=TEACHERS[name], **settings),
+             problems) for seed, cite, name in product(seeds, cites, teachers)]
     lines = study.run_all("trilemma", flags, runs, measure)
-    pool.say("\n".join([*table(lines), *claims(lines)]))
+    pool.say("\n".join(table(lines)))
     figure, axes = study.panels(len(cites), len(SHOWN), width=5.6)
-    for panels, cite in zip(axes, cites):
-        for panel, (key, text) in zip(panels, SHOWN.items()):
-            shown = {teacher: tuple(study.curves(lines, name, f"{teacher}, cite {cite:g}") for name in ("step", key))
-                     for teacher in teachers}
-            panel.set(xlabel=f"training step; homework with cites of {cite:g}", ylabel=text)
-            panel.set_title(title(lines, key, cite), loc="left", fontsize=11)
-            study.draw_curves(panel, {name: (step[0], values) for name, (step, values) in shown.items()},
-                              {name: name for name in TEACHERS}, COLOURS)
+    for (row, cite), (column, (key, text)) in product(enumerate(cites), enumerate(SHOWN.items())):
+        step, values = ({name: study.curves(lines, which, f"{name}, cite {cite:g}") for name in teachers}
+                        for which in ("step", key))
+        panel = axes[row, column]
+        panel.set(xlabel=f"training step; homework with a share {cite:g} of cites", ylabel=text)
+        panel.set_title(title(key, values), loc="left", fontsize=11)
+        if key == "leakage":
+            panel.set_ylim(compare.SHARE)
+        study.draw_curves(panel, {name: (step[name][0], values[name]) for name in teachers}, NAMES, COLOURS)
     study.finish(figure, flags.out / "trilemma.png", study.log_of("trilemma", flags))
 
 
