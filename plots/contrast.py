@@ -66,7 +66,7 @@ COLOURS = {"RLSD, wrong only": "#E69F00", "RLSD, falling": "#56B4E9"} | {
 TOLD = {"rlvr": "RLVR", "rlsd": "RLSD", "cepo": "CEPO"}  # in the titles
 WORLDS = {"verifier noise": (rlsd.Config, "verifier_noise", {0.0: METHODS, 0.3: METHODS, 0.4: METHODS, 0.5: METHODS}),
           "key noise": (rlsd.Config, "key_noise", {0.2: METHODS, 0.4: METHODS}),
-          "choosy cite, noise": (ChoosyConfig, "verifier_noise", {0.4: TOLD.values(), 0.5: ("CEPO",)})}
+          "choosy cite, noise": (ChoosyConfig, "verifier_noise", dict.fromkeys((0.4, 0.5), TOLD.values()))}
 
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
@@ -103,7 +103,8 @@ def draw(panel, lines: list[dict], world: str, of: Callable, short: str, quantit
             panel.plot([*seen], mean, "-o", color=COLOURS[name], markersize=5)
             panel.vlines([*seen], *([ends(values) for values in seen.values()] for ends in (np.min, np.max)),
                          color=COLOURS[name], linewidth=1)
-            where[name] = [*seen][-1], mean[-1]
+            where[name] = len(amounts) - 0.88, mean[-1]  # right of all bars
+            panel.plot(([*seen][-1], where[name][0]), (mean[-1], mean[-1]), color=COLOURS[name], linewidth=1)
     panel.set(xlim=(-0.2, len(amounts) - 0.8), ylim=compare.SHARE, xlabel=f"{world}; bars: all seeds", ylabel=quantity)
     panel.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
     compare.write_names(panel, where, {name: name for name in where}, COLOURS)

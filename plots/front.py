@@ -13,12 +13,17 @@ import numpy as np
 
 from plots import compare, files, pool
 
+SEE_REWARD = "rlvr", "rlsd", "cepo"
 
-def finding(mean: dict, key: str) -> str:
-    """What a panel shows, in words that follow from the means over seeds."""
-    values = {mode: curve[key].max() if key == "leakage" else curve[key][-1] for mode, curve in mean.items()}
-    text = compare.say(values, ".2f")
-    return f"highest leakage: {text}" if key == "leakage" else f"right at the end: {text}"
+
+def finding(mean: dict, key: str, noise: float) -> str:
+    """What a panel shows, in words that follow from the means over seeds. Under noise: of those who see the reward."""
+    if key == "leakage":
+        return "highest leakage: " + compare.say({mode: curve[key].max() for mode, curve in mean.items()}, ".2f")
+    ends = {mode: curve[key][-1] for mode, curve in mean.items()}
+    if noise:
+        return "right at the end: " + ", ".join(f"{compare.NAMES[mode]} {ends[mode]:.2f}" for mode in SEE_REWARD)
+    return "right at the end: " + compare.say(ends, ".2f")
 
 
 def draw(folders: list[Path]):
@@ -47,7 +52,7 @@ def draw(folders: list[Path]):
                     panel.plot(x[-1], y[-1], "o", markersize=8, **look)
             compare.write_names(panel, {mode: (curve[across][-1], curve[up][-1]) for mode, curve in mean.items()})
             title = f"{name}{f', noise {noise:g}, weights held' if noise and up == 'accuracy' else ''}"
-            panel.set_title(f"{title}\n{finding(mean, up)}", loc="left", fontsize=12)
+            panel.set_title(f"{title}\n{finding(mean, up, noise)}", loc="left", fontsize=12)
     figure.text(0.5, 0.005, "mean of seeds; band: lowest to highest; open dot: base, full dot: end", ha="center")
     return figure
 
