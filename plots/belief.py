@@ -75,7 +75,7 @@ def draw_examples(panel, responses: list[dict]) -> None:
 
 
 def main() -> None:
-    flags = study.arguments(__doc__)
+    flags = study.arguments(__doc__, trains=False)
     worlds, problems = ([*WORLDS][:1], 12) if flags.quick else (WORLDS, 48)
     runs = [(f"{world}, {problems} problems", rlsd.Config(digits=flags.digits, cite=WORLDS[world]), problems)
             for world in worlds]

@@ -88,11 +88,10 @@ def spread(values) -> str:
 
 def table(curves: dict) -> list[str]:
     """The lines of a markdown table, one row per mode."""
-    columns = ("method", "accuracy at the end", "mean over the run", "leakage, highest", "KL at the end")
+    columns = ("method", "accuracy at the end", "mean over the run", "leakage, highest")
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for mode, curve in curves.items():
-        cells = (curve["accuracy"][:, -1], mean_over_run(curve["step"], curve["accuracy"]), highest(curve["leakage"]),
-                 curve["kl"][:, -1])
+        cells = curve["accuracy"][:, -1], mean_over_run(curve["step"], curve["accuracy"]), highest(curve["leakage"])
         rows.append(" | ".join([f"| {NAMES[mode]}", *map(spread, cells)]) + " |")
     return rows
 

@@ -97,7 +97,7 @@ def main() -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("problem", nargs="?", help="such as 478+356; without it, the figure is drawn")
     own.add_argument("--checkpoint", type=Path, help="a run's runs/*.pt")
-    flags = study.arguments(__doc__, parents=(own,))
+    flags = study.arguments(__doc__, (own,), trains=False)
     config = rlsd.Config(digits=flags.digits)
     shown = "+".join(number[-flags.digits:] for number in ("4218", "3567"))
     text = shown if flags.problem is None else flags.problem

@@ -68,7 +68,7 @@ def table(lines: list[dict]) -> list[str]:
 
 
 def main() -> None:
-    flags = study.arguments(__doc__)
+    flags = study.arguments(__doc__, trains=False)
     problems = 12 if flags.quick else 48
     lines = study.run_all("push", flags, [(f"{problems} groups", rlsd.Config(digits=flags.digits), problems)], measure)
     pool.say("\n".join(table(lines)))

@@ -81,7 +81,7 @@ def table(lines: list[dict]) -> list[str]:
 
 
 def main() -> None:
-    flags = study.arguments(__doc__)
+    flags = study.arguments(__doc__, trains=False)
     lines = study.run_all("speed", flags, [("one step", rlsd.Config(digits=flags.digits), None)], measure)
     pool.say("\n".join(table(lines)))
     parts = lines[0]["parts"]

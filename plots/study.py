@@ -23,14 +23,14 @@ from plots import compare, files, pool
 CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
 
 
-def arguments(doc: str, parents: tuple = (), **numbers) -> argparse.Namespace:
-    """The flags of every study, those of the `parents` (parsers), and further `numbers` with their defaults."""
+def arguments(doc: str, parents: tuple = (), trains: bool = True, **numbers) -> argparse.Namespace:
+    """The flags of every study, those of the `parents` (parsers), and its own defaults of the `numbers`."""
     about = (doc or "").partition("\n")[0]
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=about, allow_abbrev=False, parents=parents)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]")
     parser.add_argument("--quick", action="store_true", help="one seed and fewer runs, within two minutes")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the log already has")
-    for name, default in {"digits": 4, "steps": 160, "seeds": 5, **numbers}.items():
+    for name, default in ({"digits": 4} | ({"steps": 160, "seeds": 5} if trains else {}) | numbers).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"[{default}]")
     flags = parser.parse_args()
     for name, value in vars(flags).items():

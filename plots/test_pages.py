@@ -1,6 +1,8 @@
 """What README.md and plots/*.md say of the committed logs is what these logs say."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,17 @@ def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahea
              for mode in ("rlsd", "cepo")}
     assert (ahead["cepo"] > 0).all() and f"{ahead['cepo'].mean():.3f}" == "0.118" and ahead["rlsd"].mean() < 0
     assert found["cepo"]["leakage"].max() < 0.02 and (compare.highest(found["rlsd"]["leakage"]) > 0.5).sum() == 4
+
+
+def test_the_readmes_task_is_complete_and_trains(tmp_path):
+    for name in ("rlsd.py", "tiny_tasks.py", "plots/__init__.py", "plots/compare.py", "plots/files.py", "plots/pool.py"):
+        (copy := tmp_path / name).parent.mkdir(exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
+    example = README.split("```python\n")[1].split("```")[0]
+    before, listed, after = (tmp_path / "tiny_tasks.py").read_text("utf-8").partition("\n\nTASKS = ")
+    after = after.replace("(Carry, Split)", "(Carry, Split, Plain)")
+    (tmp_path / "tiny_tasks.py").write_text(f"{before}\n\n{example}{listed}{after}", "utf-8")
+    words = ["--task", "plain", "--digits", "2", "--steps", "2", "--problems", "2"]
+    subprocess.run([sys.executable, "rlsd.py", *words], cwd=tmp_path, check=True, timeout=600)
+    _, (base, *_) = files.read_run(tmp_path / "plots/runs/plain-rlsd-s0.jsonl")
+    assert 0.5 < base["accuracy"] < 0.9 and "c" not in base["shown"]  # it has learned to add, and to forget
