@@ -1,12 +1,15 @@
 """What README.md and plots/*.md say of the committed logs is what these logs say."""
 
 import importlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import rlsd
 from plots import compare, files
 
 ROOT = Path(__file__).parent.parent
@@ -63,3 +66,18 @@ def test_the_readmes_task_is_complete_and_trains(tmp_path):
     subprocess.run([sys.executable, "rlsd.py", *words], cwd=tmp_path, check=True, timeout=600)
     _, (base, *_) = files.read_run(tmp_path / "plots/runs/plain-rlsd-s0.jsonl")
     assert 0.5 < base["accuracy"] < 0.9 and "c" not in base["shown"]  # it has learned to add, and to forget
+
+
+def test_with_a_coin_for_a_reward_rlsds_mean_update_is_opsds_times_what_the_readme_says():  # all coins, all tokens
+    logits = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
+    student = logits.log_softmax(0)
+    teacher = (logits.detach() + 1e-4 * torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])).log_softmax(0)
+    gain, update, size = rlsd.information_gain(teacher.view(-1, 1), student.view(-1, 1)), 0, 0
+    for rewards in itertools.product((0.0, 1.0), repeat=4):
+        advantage = rlsd.group_advantage(torch.tensor(rewards, dtype=torch.float64), 4)[0].expand(5)
+        credit = rlsd.rlsd_token_advantage(gain, advantage, 0.2, 0.5).flatten()
+        update = update + torch.autograd.grad(student, logits, student.exp() * credit / 16, retain_graph=True)[0]
+        share = sum(rewards) / 4
+        size += 2 * 0.5 * (share * (1 - share)) ** 0.5 / 16
+    loss = rlsd.divergence(student.view(1, 1, -1), teacher.view(1, 1, -1), "reverse_kl").sum()
+    torch.testing.assert_close(update, -size * torch.autograd.grad(loss, logits)[0], rtol=1e-3, atol=1e-12)
