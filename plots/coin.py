@@ -54,8 +54,8 @@ def table(lines: list[dict]) -> list[str]:
         ends, leaks = [run["accuracy"][-1] for run in runs], [compare.highest(run["leakage"]) for run in runs]
         rows.append((f"base {seed}", f"{sum(map(fell, runs))} of {len(runs)}", compare.spread(ends),
                      compare.spread(leaks), "; ".join(lowest(run) for run in runs if fell(run))))
-    return study.markdown(("base", "runs that fell", "accuracy at the end", "leakage, highest", "lowest after its peak"),
-                          rows)
+    head = "base", "runs that fell", "accuracy at the end", "leakage, highest", "at the lowest after its peak"
+    return study.markdown(head, rows)
 
 
 def lowest(line: dict) -> str:
@@ -84,7 +84,8 @@ def main() -> None:
                         {name: name for name in SHARES}, SHARES)
     for panel, text in ((left, compare.AXIS["accuracy"]), (right, "responses with the key covered (share)")):
         panel.set(xlabel=compare.AXIS["step"], ylabel=text, ylim=compare.SHARE, xlim=(0, worst["step"][-1]))
-    left.set_title(f"CEPO with a coin: {sum(map(fell, lines))} of {len(lines)} runs fall (red)", loc="left", fontsize=11)
+    fallen = sum(map(fell, lines))
+    left.set_title(f"CEPO with a coin: {fallen} of {len(lines)} runs fall (red)", loc="left", fontsize=11)
     right.set_title(f"Base {worst['seed']}, {worst['label']}: {lowest(worst)}", loc="left", fontsize=9)
     study.finish(figure, flags.out / "coin.png", study.log_of("coin", flags))
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import rlsd
-from plots import compare, files
+from plots import compare, files, study
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.stem: page.read_text("utf-8") for page in ROOT.glob("plots/*.md")}
@@ -21,22 +22,63 @@ def sweep(folder: str) -> dict:
     return compare.curves(compare.read(sorted((ROOT / folder / "runs").glob("carry-*-s?.jsonl"))))
 
 
-@pytest.mark.parametrize("folder", ["plots/reference", "plots/reference/noisy"])
-def test_the_readmes_tables_are_those_of_the_sweeps(folder):
-    found = sweep(folder)
-    assert len(found) == 5 and all(len(curve["seed"]) == 5 for curve in found.values())
-    assert all(row in README for row in compare.table(found))
+EXACT_AND_NOISY = sweep("plots/reference"), sweep("plots/reference/noisy")
 
 
-@pytest.mark.parametrize("name, page", [("contrast", "README"), ("direction", "README"), ("lesson", "LESSON")])
-def test_the_studies_tables_are_those_of_their_logs(name, page):
+def log(name: str) -> list[dict]:
     lines = files.read_log(ROOT / f"plots/reference/runs/{name}.jsonl")
-    rows = importlib.import_module(f"plots.{name}").table(lines)
-    assert len(rows) > 5 and all(row in PAGES[page] for row in rows)
+    return [line for line in lines if not line["label"].startswith("tuning")]
+
+
+def span(values) -> str:
+    return f"{np.mean(values):.2f} ({np.min(values):.2f} to {np.max(values):.2f})"
+
+
+def test_the_readmes_table_is_that_of_the_two_sweeps():
+    exact, noisy = EXACT_AND_NOISY
+    assert all(len(curve["seed"]) == 5 for curve in (*exact.values(), *noisy.values()))
+    for mode, row, other in zip(exact, compare.table(exact)[2:], compare.table(noisy)[2:], strict=True):
+        name = compare.NAMES[mode]
+        assert row in README and (row == other if mode in ("opd", "opsd") else
+                                  other.replace(f"| {name} |", f"| {name}, noise 0.4 |") in README)
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in ROOT.glob("plots/reference/runs/*.jsonl")
+                                         if not path.stem.startswith("carry-")} - {"credit"}))
+def test_the_studies_tables_are_those_of_their_logs(name):
+    rows = importlib.import_module(f"plots.{name}").table(log(name))
+    assert len(rows) > 2 and all(row in PAGES["LESSON" if name == "lesson" else "README"] for row in rows)
+
+
+def test_the_readmes_sentences_have_the_numbers_of_the_logs():
+    _, noisy = EXACT_AND_NOISY
+    contrast, coin = log("contrast"), [line for line in log("lesson") if line["label"] == "coin, RLSD"]
+    both = {(n, mode): curve for n, found in enumerate(EXACT_AND_NOISY) for mode, curve in found.items()}
+    end = {run: curve["accuracy"][:, -1] for run, curve in both.items()}
+    leak = {run: compare.highest(curve["leakage"]) for run, curve in both.items()}
+    lead = compare.mean_over_run(noisy["rlvr"]["step"], noisy["cepo"]["accuracy"] - noisy["rlvr"]["accuracy"])
+    choosy, wrong = "choosy cite, noise 0.4: ", "key noise 0.4: "
+    still, falling = (study.leaks(contrast, label) for label in (wrong + "RLSD", "verifier noise 0.4: RLSD, falling"))
+    learned = np.mean([max(line["accuracy"]) for line in coin])
+    said = [
+        f"**: {end[0, 'rlsd'].mean():.3f} and {end[0, 'rlvr'].mean():.3f} at the end.",
+        f"CEPO leads RLVR by {lead.mean():.3f} in the mean over the run, in {(lead > 0).sum()} seeds of 5.",
+        f"learns even from a coin ({np.mean([line['accuracy'][0] for line in coin]):.2f} to {learned:.2f} on the way",
+        f"its leakage reaches {span(leak[1, 'rlsd'])} and it ends at {end[1, 'rlsd'].mean():.2f}.",
+        f"its leakage is {leak[1, 'cepo'].max():.3f} at most in any seed, and it ends at {end[1, 'cepo'].mean():.2f}.",
+        f"CEPO leaks {span(study.leaks(contrast, choosy + 'CEPO'))}.",
+        f"CEPO has {study.means(contrast, wrong + 'CEPO').mean():.3f} in the mean over the run, RLVR ",
+        f"RLVR {study.means(contrast, wrong + 'RLVR').mean():.3f}; RLSD still leaks, {still.mean():.2f}.",
+        f"no leak is measured here ({leak[0, 'rlsd'].max():.3f} at most).",
+        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f}; with lam falling to 0 in 50 steps, {falling.max():.3f} at most.",
+        f"Not with an exact verifier: {end[0, 'rlsd'].mean():.3f} against {end[0, 'rlvr'].mean():.3f}.",
+        f"CEPO ends higher, {end[1, 'cepo'].mean():.3f} against {end[1, 'rlvr'].mean():.3f}.",
+        f"RLSD rises fast, leaks and falls in {(leak[1, 'rlsd'] > 0.5).sum()} seeds of 5; CEPO does not"]
+    assert [text for text in said if text not in README] == []
 
 
 def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rises_leaks_and_falls_in_every_seed():
-    found = sweep("plots/reference")
+    found, _ = EXACT_AND_NOISY
     for mode in ("rlvr", "opd", "rlsd", "cepo"):
         assert found[mode]["accuracy"][:, -1].min() >= 0.85 and found[mode]["leakage"].max() <= 0.02
         assert abs(compare.mean_over_run(found["rlvr"]["step"], found["rlvr"]["accuracy"]
@@ -47,7 +89,7 @@ def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rise
 
 
 def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahead_of_rlvr_in_every_seed():
-    found = sweep("plots/reference/noisy")
+    _, found = EXACT_AND_NOISY
     ahead = {mode: compare.mean_over_run(found["rlvr"]["step"], found[mode]["accuracy"] - found["rlvr"]["accuracy"])
              for mode in ("rlsd", "cepo")}
     assert (ahead["cepo"] > 0).all() and f"{ahead['cepo'].mean():.3f}" == "0.118" and ahead["rlsd"].mean() < 0
@@ -55,7 +97,8 @@ def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahea
 
 
 def test_the_readmes_task_is_complete_and_trains(tmp_path):
-    for name in ("rlsd.py", "tiny_tasks.py", "plots/__init__.py", "plots/compare.py", "plots/files.py", "plots/pool.py"):
+    for part in ("rlsd", "tiny_tasks", "plots/__init__", "plots/compare", "plots/files", "plots/pool"):
+        name = f"{part}.py"
         (copy := tmp_path / name).parent.mkdir(exist_ok=True)
         copy.write_bytes((ROOT / name).read_bytes())
     example = README.split("```python\n")[1].split("```")[0]
