@@ -83,17 +83,20 @@ def draw_doses(panels, lines: list[dict]) -> None:
 
 
 def draw_controls(panel, lines: list[dict]) -> None:
-    """Gain against highest leakage at one noise and eps_w 1; a grey dot per seed."""
+    """Gain and highest leakage at one noise and eps_w 1, one row per method; bars: all seeds."""
     names = [*CONTROLS, *(name for name in RLSD if "eps_w 1," in name)]
-    colours, where = {name: "#D55E00" if name in RLSD else "#0072B2" for name in names}, {}
-    for name in names:
+    for row, name in enumerate(names):
         gain, _, leak = seen(lines, name, CONTROLLED)
-        where[name] = leak.mean(), gain.mean()
-        panel.plot(leak, gain, "o", markersize=3, color="#888888")
-        panel.plot(*where[name], "o", color=colours[name])
-    panel.set(xlabel="highest leakage of the run (share)", ylabel="gain over RLVR", xlim=compare.SHARE)
-    compare.write_names(panel, where, {name: name for name in names}, colours)
-    panel.set_title(f"Controls at noise {CONTROLLED}, eps_w 1 (grey: seeds)", loc="left", fontsize=11)
+        for values, colour, shift in ((gain, "#0072B2", -0.1), (leak, "#D55E00", 0.1)):
+            panel.hlines(row + shift, values.min(), values.max(), color=colour, linewidth=1)
+            panel.plot(values.mean(), row + shift, "o", color=colour)
+    panel.axvline(0, color="#888888", linewidth=0.8)
+    panel.set_yticks(range(len(names)), names)
+    panel.set(xlabel="gain over RLVR (blue), highest leakage (red)", xlim=(None, 1.03))
+    held = {short: seen(lines, name, CONTROLLED)[2].mean() for short, name in (
+        ("RLSD", "RLSD, eps_w 1, held"), ("balanced", "balanced, held"), ("unsigned", "unsigned, held"))}
+    told = ", ".join(f"{short} {leak:.2f}" for short, leak in held.items())
+    panel.set_title(f"Leak at noise {CONTROLLED}, lam held: {told}", loc="left", fontsize=11)
 
 
 def main() -> None:
