@@ -23,7 +23,6 @@ METHODS = {  # a method whose settings hold a learning rate is not tuned
     "RLSD, held": ({"mode": "rlsd", "eps_w": 0.2, **HELD}, rlsd.method_loss),
     "CEPO, held": ({"mode": "cepo", "eps_w": 1.0, **HELD}, rlsd.method_loss),
     "RLVR + OPSD, falling": ({"mode": "rlsd", **FALLING}, variants.plain_sum)}
-COLOURS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#000000", "#D55E00", "#CC79A7", "#E69F00")))
 NOISES, RATES, TUNING, REPORTED = (0.0, 0.4), (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3), range(10, 13), 20
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided, for 1 to 9 degrees of freedom
 
@@ -51,13 +50,16 @@ def tune(flags: argparse.Namespace) -> dict[str, tuple]:
     return {label: (RATES[int(np.argmax(row))],) for label, row in means.items()}
 
 
+def interval(ahead: np.ndarray) -> float:
+    """Half the 95 % interval of the mean of seeds; 0 for one seed."""
+    count = len(ahead)
+    return T_95[min(count, 10) - 2] * ahead.std(ddof=1) / count ** 0.5 if count > 1 else 0.0
+
+
 def lead(lines: list[dict], name: str, noise: float) -> tuple[np.ndarray, str]:
     """Per seed: mean over the run above RLVR's; and in words, with the 95 % interval of their mean."""
     ahead = study.means(lines, f"{name}, noise {noise:g}") - study.means(lines, f"RLVR, noise {noise:g}")
-    if len(ahead) == 1:
-        return ahead, f"{ahead[0]:+.3f}"
-    half = T_95[min(len(ahead), 10) - 2] * ahead.std(ddof=1) / len(ahead) ** 0.5
-    return ahead, f"{ahead.mean():+.3f} ± {half:.3f}"
+    return ahead, f"{ahead.mean():+.3f}" + (f" ± {interval(ahead):.3f}" if len(ahead) > 1 else "")
 
 
 def table(lines: list[dict]) -> list[str]:
@@ -87,12 +89,18 @@ def main() -> None:
         rates |= tune(flags)
     lines = study.run_all("ahead", flags, plan(flags, range(REPORTED, REPORTED + seeds), rates))
     pool.say("\n".join(table(lines)))
-    figure, axes = study.panels(1, len(noises), width=6)
+    figure, axes = study.panels(1, len(noises), width=6.4)
+    others = [name for name in METHODS if name != "RLVR"]
     for panel, noise in zip(axes[0], noises):
-        names = {f"{name}, noise {noise:g}": name for name in METHODS}
-        study.draw_runs(panel, lines, "accuracy", names, {label: COLOURS[name] for label, name in names.items()})
-        paper, held = (lead(lines, name, noise)[1] for name in ("RLSD, paper", "RLSD, held"))
-        panel.set_title(f"Noise {noise:g}, lead of RLSD: paper {paper}, held {held}", loc="left", fontsize=11)
+        for row, name in enumerate(others):
+            ahead, _ = lead(lines, name, noise)
+            panel.plot(ahead, np.full(len(ahead), row + 0.12), "o", markersize=4, color="#888888")
+            panel.errorbar(ahead.mean(), row - 0.12, xerr=interval(ahead), fmt="o", capsize=4, color="#0072B2")
+        panel.axvline(0, color="#888888", linewidth=0.8)
+        panel.set_yticks(range(len(others)), others)
+        panel.set_xlabel("lead over RLVR, mean over the run (blue: mean, 95 %; grey: seeds)")
+        told = "; ".join(f"{name} {lead(lines, name, noise)[1]}" for name in ("RLSD, held", "CEPO, held"))
+        panel.set_title(f"Noise {noise:g}: {told}", loc="left", fontsize=11)
     study.finish(figure, flags.out / "ahead.png", study.log_of("ahead", flags))
 
 
