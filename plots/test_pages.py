@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rlsd
-from plots import compare, files, study
+from plots import ahead, compare, files, study
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.stem: page.read_text("utf-8") for page in ROOT.glob("plots/*.md")}
@@ -64,7 +64,8 @@ def test_the_readmes_sentences_have_the_numbers_of_the_logs():
     learned = np.mean([max(line["accuracy"]) for line in coin])
     said = [
         f"**: {end[0, 'rlsd'].mean():.3f} and {end[0, 'rlvr'].mean():.3f} at the end.",
-        f"CEPO leads RLVR by {lead.mean():.3f} in the mean over the run, in {(lead > 0).sum()} seeds of 5.",
+        f"CEPO leads RLVR by {lead.mean():.3f} in the mean over the run, in {(lead > 0).sum()} seeds of 5;",
+        f"tuned for each, by {ahead.lead(log('ahead'), 'CEPO, held', 0.4)[1].removeprefix('+')} on ten fresh seeds",
         f"learns even from a coin ({np.mean([line['accuracy'][0] for line in coin]):.2f} to {learned:.2f} on the way",
         f"its leakage reaches {span(leak[1, 'rlsd'])} and it ends at {end[1, 'rlsd'].mean():.2f}.",
         f"its leakage is {leak[1, 'cepo'].max():.3f} at most in any seed, and it ends at {end[1, 'cepo'].mean():.2f}.",
@@ -108,9 +109,9 @@ def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rise
 
 def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahead_of_rlvr_in_every_seed():
     _, found = EXACT_AND_NOISY
-    ahead = {mode: compare.mean_over_run(found["rlvr"]["step"], found[mode]["accuracy"] - found["rlvr"]["accuracy"])
+    leads = {mode: compare.mean_over_run(found["rlvr"]["step"], found[mode]["accuracy"] - found["rlvr"]["accuracy"])
              for mode in ("rlsd", "cepo")}
-    assert (ahead["cepo"] > 0).all() and f"{ahead['cepo'].mean():.3f}" == "0.118" and ahead["rlsd"].mean() < 0
+    assert (leads["cepo"] > 0).all() and leads["rlsd"].mean() < 0
     assert found["cepo"]["leakage"].max() < 0.02 and (compare.highest(found["rlsd"]["leakage"]) > 0.5).sum() == 4
 
 
