@@ -139,9 +139,13 @@ def panels(rows: int, columns: int, width: float = 5.2, height: float = 3.8):
 
 
 def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict, styles: dict | None = None) -> None:
-    """label -> (steps, values (seeds, evaluations)): mean, band from lowest to highest, and the name at the end."""
-    for label, (steps, values) in curves.items():
-        panel.plot(steps, values.mean(0), color=colours[label], linestyle=(styles or {}).get(label, "-"), linewidth=2)
+    """label -> (steps, values (seeds, evaluations)): mean, band from lowest to highest, and the name at the end.
+
+    From wide and pale to thin and dark, so that curves that coincide are all seen.
+    """
+    for above, (label, (steps, values)) in enumerate(reversed(curves.items())):
+        panel.plot(steps, values.mean(0), color=colours[label], linestyle=(styles or {}).get(label, "-"),
+                   linewidth=2 + 1.6 * above, alpha=0.6 if above else 1, zorder=2 - above / 9)
         panel.fill_between(steps, values.min(0), values.max(0), color=colours[label], alpha=0.13, linewidth=0)
     panel.set_xlim(0, max(steps[-1] for steps, _ in curves.values()))
     ends = {label: (steps[-1], values.mean(0)[-1]) for label, (steps, values) in curves.items()}
