@@ -89,7 +89,7 @@ def draw(line: dict):
         panel.grid(False)
     worst, n = found[-1], min(range(len(found[-1]["tokens"])), key=lambda n: found[-1]["rlsd"][n])
     figure.suptitle(f"RLVR gives all tokens of the {worst['verdict']} response {worst['rlvr'][0]:+.1f}; RLSD (eps_w 1, "
-                    f"lam 1) gives its {n + 1}th, {worst['tokens'][n]!r}, {worst['rlsd'][n]:+.1f}")
+                    f"lam 1) gives token {n + 1}, {worst['tokens'][n]!r}, {worst['rlsd'][n]:+.1f}")
     return figure
 
 
