@@ -3,8 +3,8 @@
     python -m plots.coin [--quick]        runs/coin.jsonl and coin.png under --out
 
 Each base with several draws of the coins (and of the problems); eps_w 1, lam 1, held. Held-out responses are right,
-cites, out of form (no working of the textbook's form; the keys say little of them), or wrong in the textbook's form. A
-run has fallen if it ends 0.2 or more below its highest accuracy.
+cites, out of form (no working of the textbook's form), or wrong in form. A run has fallen if its accuracy was once 0.1
+or more below an earlier evaluation's.
 """
 
 import copy
@@ -18,7 +18,7 @@ import rlsd
 from plots import compare, pool, study
 
 SHARES = {"right": "#009E73", "cites": "#D55E00", "out of form": "#000000", "wrong in form": "#56B4E9"}
-FALLEN = 0.2
+FALLEN = 0.1
 
 
 def shares(world: rlsd.World, student: rlsd.GPT) -> list[float]:
@@ -42,26 +42,29 @@ def measure(config: rlsd.Config, draw: int) -> dict:
     return {key: [one[key] for one in seen] for key in ("step", "accuracy", "leakage", "shares")}
 
 
+def falls(line: dict) -> np.ndarray:
+    """At each evaluation: how far accuracy is below its highest until then."""
+    return np.maximum.accumulate(line["accuracy"]) - line["accuracy"]
+
+
 def fell(line: dict) -> bool:
-    return max(line["accuracy"]) - line["accuracy"][-1] >= FALLEN
+    return falls(line).max() >= FALLEN
+
+
+def lowest(line: dict) -> str:
+    return ", ".join(f"{name} {share:.2f}" for name, share in zip(SHARES, line["shares"][falls(line).argmax()]))
 
 
 def table(lines: list[dict]) -> list[str]:
-    """Per base over its draws; of those that fell, what is wrong where accuracy is lowest after its peak."""
+    """Per base over its draws; of those that fell, the shares where accuracy is furthest below its peak."""
     rows = []
     for seed in sorted({line["seed"] for line in lines}):
         runs = [line for line in lines if line["seed"] == seed]
         ends, leaks = [run["accuracy"][-1] for run in runs], [compare.highest(run["leakage"]) for run in runs]
         rows.append((f"base {seed}", f"{sum(map(fell, runs))} of {len(runs)}", compare.spread(ends),
                      compare.spread(leaks), "; ".join(lowest(run) for run in runs if fell(run))))
-    head = "base", "runs that fell", "accuracy at the end", "leakage, highest", "at the lowest after its peak"
+    head = "base", "runs that fell", "accuracy at the end", "leakage, highest", "where it is furthest below its peak"
     return study.markdown(head, rows)
-
-
-def lowest(line: dict) -> str:
-    peak = int(np.argmax(line["accuracy"]))
-    at = peak + int(np.argmin(line["accuracy"][peak:]))
-    return ", ".join(f"{name} {share:.2f}" for name, share in zip(SHARES, line["shares"][at]))
 
 
 def main() -> None:
@@ -74,19 +77,18 @@ def main() -> None:
             for seed in seeds for draw in draws]
     lines = study.run_all("coin", flags, runs, measure)
     pool.say("\n".join(table(lines)))
-    figure, ((left, right),) = study.panels(1, 2, width=6)
+    figure, ((every, *panels),) = study.panels(1, 3, width=5.6)
     for line in sorted(lines, key=fell):
-        left.plot(line["step"], line["accuracy"], color="#D55E00" if fell(line) else "#888888", alpha=0.7)
-    worst = max(lines, key=lambda line: max(line["accuracy"]) - line["accuracy"][-1])
-    for name, curve in zip(SHARES, np.array(worst["shares"]).T):
-        right.plot(worst["step"], curve, color=SHARES[name], linewidth=2)
-    compare.write_names(right, {name: (worst["step"][-1], share) for name, share in zip(SHARES, worst["shares"][-1])},
-                        {name: name for name in SHARES}, SHARES)
-    for panel, text in ((left, compare.AXIS["accuracy"]), (right, "responses with the key covered (share)")):
-        panel.set(xlabel=compare.AXIS["step"], ylabel=text, ylim=compare.SHARE, xlim=(0, worst["step"][-1]))
-    fallen = sum(map(fell, lines))
-    left.set_title(f"CEPO with a coin: {fallen} of {len(lines)} runs fall (red)", loc="left", fontsize=11)
-    right.set_title(f"Base {worst['seed']}, {worst['label']}: {lowest(worst)}", loc="left", fontsize=9)
+        every.plot(line["step"], line["accuracy"], color="#D55E00" if fell(line) else "#888888", alpha=0.7)
+    every.set_title(f"CEPO with a coin: {sum(map(fell, lines))} of {len(lines)} runs fall (red)", loc="left")
+    for panel, line in zip(panels, sorted(lines, key=lambda line: -falls(line).max())):
+        for name, curve in zip(SHARES, np.array(line["shares"]).T):
+            panel.plot(line["step"], curve, color=SHARES[name], linewidth=2)
+        ends = {name: (line["step"][-1], share) for name, share in zip(SHARES, line["shares"][-1])}
+        compare.write_names(panel, ends, {name: name for name in SHARES}, SHARES)
+        panel.set_title(f"Base {line['seed']}, {line['label']}: {lowest(line)}", loc="left", fontsize=9)
+    for panel, text in zip((every, *panels), (compare.AXIS["accuracy"], *2 * ["responses, key covered (share)"])):
+        panel.set(xlabel=compare.AXIS["step"], ylabel=text, ylim=compare.SHARE, xlim=(0, lines[0]["step"][-1]))
     study.finish(figure, flags.out / "coin.png", study.log_of("coin", flags))
 
 

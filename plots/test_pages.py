@@ -13,6 +13,7 @@ import torch
 
 import rlsd
 from plots import ahead, compare, files, study
+from plots import coin as coins
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.stem: page.read_text("utf-8") for page in ROOT.glob("plots/*.md")}
@@ -24,7 +25,7 @@ def sweep(folder: str) -> dict:
 
 
 STUDIES = sorted({path.stem for path in ROOT.glob("plots/reference/runs/*.jsonl")
-                  if not path.stem.startswith("carry-")} - {"credit"})
+                  if not path.stem.startswith("carry-")} - {"credit", "speed"})
 EXACT_AND_NOISY = sweep("plots/reference"), sweep("plots/reference/noisy")
 
 
@@ -69,6 +70,8 @@ def test_the_readmes_sentences_have_the_numbers_of_the_logs():
         f"learns even from a coin ({np.mean([line['accuracy'][0] for line in coin]):.2f} to {learned:.2f} on the way",
         f"its leakage reaches {span(leak[1, 'rlsd'])} and it ends at {end[1, 'rlsd'].mean():.2f}.",
         f"its leakage is {leak[1, 'cepo'].max():.3f} at most in any seed, and it ends at {end[1, 'cepo'].mean():.2f}.",
+        f"{sum(map(coins.fell, log('coin')))} of {len(log('coin'))} runs fall,",
+        f"without a leak above {max(max(line['leakage']) for line in log('coin')):.3f}",
         f"CEPO leaks {span(study.leaks(contrast, choosy + 'CEPO'))}.",
         f"CEPO has {study.means(contrast, wrong + 'CEPO').mean():.3f} in the mean over the run, RLVR ",
         f"RLVR {study.means(contrast, wrong + 'RLVR').mean():.3f}; RLSD still leaks, {still.mean():.2f}.",
@@ -77,6 +80,8 @@ def test_the_readmes_sentences_have_the_numbers_of_the_logs():
         f"CEPO ends higher, {end[1, 'cepo'].mean():.3f} against {end[1, 'rlvr'].mean():.3f}.",
         f"RLSD rises fast, then leaks and falls in {(leak[1, 'rlsd'] > 0.5).sum()} seeds of 5; CEPO stays up"]
     assert [text for text in said if text not in README] == []
+    step, alone = (sum(column) for column in zip(*log("speed")[0]["parts"].values()))
+    assert f"{1e3 * step:.0f} ms, {step / alone:.1f} times its bare matrix products" in PAGES["README"]
 
 
 def test_every_number_of_a_verdict_on_the_paper_is_in_the_tables_of_the_study_that_gave_it():
