@@ -155,3 +155,12 @@ def test_a_cite_is_pushed_up_where_the_readme_says_so(eps_w, lam, noise):  # hal
     gain, rewarded = torch.full((2, 1), 5.0), torch.tensor([1.0, 0.0])
     up, down = rlsd.rlsd_token_advantage(gain, rlsd.group_advantage(rewarded, 2), eps_w, lam).flatten().tolist()
     assert (noise * up + (1 - noise) * down > 1e-6) == (lam * eps_w > 1 - 2 * noise)
+
+
+def test_a_studys_text_has_no_number_that_its_table_has_not():  # of three decimals
+    for section in PAGES["README"].split("\n## ")[1:]:
+        title, _, text = section.partition("\n")
+        names = [name for name in STUDIES if name in title.partition(":")[0].split()]
+        tables = "\n".join(row for name in names for row in importlib.import_module(f"plots.{name}").table(log(name)))
+        prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+        assert [number for number in re.findall(r"\b\d\.\d{3}\b", prose) if names and number not in tables] == [], title
