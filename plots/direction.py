@@ -76,7 +76,7 @@ def table(lines: list[dict]) -> list[str]:
         cosine, ratio = seen(lines, place)
         rows += [(place, name, *map(compare.spread, (cosine[:, n], ratio[:, n], ratio[:, n] / ratio[:, 0])))
                  for n, name in enumerate(METHODS)]
-    return study.markdown(("where", "method", "cosine with RLVR", "signal per noise", "RLVR's is 1"), rows)
+    return study.markdown(("where", "method", "cosine with RLVR", "signal per noise", "relative to RLVR"), rows)
 
 
 def titles(lines: list[dict]) -> tuple[str, str]:
