@@ -117,14 +117,14 @@ def say(values: dict[str, float], form: str) -> str:
     return ", ".join(parts) if len(parts) < 4 else " to ".join([*texts.values()][::len(texts) - 1])
 
 
-def findings(mean: dict) -> list[str]:
-    """The panels' titles, which follow from the means over seeds (mode -> quantity -> (evaluations,))."""
-    right, leak, kl = ({mode: curve[key] for mode, curve in mean.items()} for key in ("accuracy", "leakage", "kl"))
+def findings(mean: dict, leak: dict) -> list[str]:
+    """The panels' titles, from the means over seeds (mode -> quantity -> (evaluations,)) and of the highest leakage."""
+    right, kl = ({mode: curve[key] for mode, curve in mean.items()} for key in ("accuracy", "kl"))
     lost = [f"{NAMES[mode]} {y.max():.2f} to {y[-1]:.2f}" for mode, y in right.items() if y.max() - y[-1] > 0.1]
     lost = lost if len(lost) < 2 else [text.split()[0] for text in lost]  # no room for more
-    learned = [NAMES[mode] for mode, y in right.items() if y[-1] - y[0] > 0.1 and leak[mode].max() < 0.02]
+    learned = [NAMES[mode] for mode, y in right.items() if y[-1] - y[0] > 0.1 and leak[mode] < 0.02]
     return ["Right at the end: " + say({mode: y[-1] for mode, y in right.items()}, ".2f"),
-            "Highest leakage: " + say({mode: y.max() for mode, y in leak.items()}, ".0%"),
+            "Highest leakage: " + say(leak, ".0%"),
             "KL at the end: " + say({mode: y[-1] for mode, y in kl.items()}, ".2f"),
             "Right answers learned, then lost: " + ", ".join(lost) if lost else
             "Learned without leaking: " + (", ".join(learned) or "none")]
@@ -159,7 +159,8 @@ def draw(paths: list[Path], figure: Path, every: float = 0.0) -> None:
     sheet = Figure(figsize=(10.8, 7.2), dpi=110)  # small, so that the letters are large on a slide
     sheet.subplots_adjust(left=0.07, right=0.93, top=0.87, bottom=0.07, wspace=0.34, hspace=0.3)  # automatic is slow
     panels = (("step", "accuracy"), ("step", "leakage"), ("step", "kl"), ("accuracy", "leakage"))
-    for axes, (across, up), title in zip(sheet.subplots(2, 2).flat, panels, findings(mean)):
+    leak = {mode: highest(curve["leakage"]).mean() for mode, curve in found.items()}
+    for axes, (across, up), title in zip(sheet.subplots(2, 2).flat, panels, findings(mean, leak)):
         legend = "" if across == "step" else "; open dot: base, full: end"
         axes.set(xlim=limits[across], ylim=limits[up], xlabel=AXIS[across] + legend, ylabel=AXIS[up])
         axes.set_title(title, loc="left", fontsize=11, y=1.01)  # to let it be placed is slow

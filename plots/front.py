@@ -16,11 +16,12 @@ from plots import compare, files, pool
 SEE_REWARD = "rlvr", "rlsd", "cepo"
 
 
-def finding(mean: dict, key: str, noise: float) -> str:
+def finding(curves: dict, key: str, noise: float) -> str:
     """What a panel shows, in words that follow from the means over seeds. Under noise: of those who see the reward."""
     if key == "leakage":
-        return "highest leakage: " + compare.say({mode: curve[key].max() for mode, curve in mean.items()}, ".2f")
-    ends = {mode: curve[key][-1] for mode, curve in mean.items()}
+        leak = {mode: compare.highest(curve[key]).mean() for mode, curve in curves.items()}
+        return "highest leakage: " + compare.say(leak, ".2f")
+    ends = {mode: curve[key][:, -1].mean() for mode, curve in curves.items()}
     if noise:
         return "right at the end: " + ", ".join(f"{compare.NAMES[mode]} {ends[mode]:.2f}" for mode in SEE_REWARD)
     return "right at the end: " + compare.say(ends, ".2f")
@@ -51,8 +52,8 @@ def draw(folders: list[Path]):
                     panel.plot(x[0], y[0], "o", markerfacecolor="white", markersize=8, **look)
                     panel.plot(x[-1], y[-1], "o", markersize=8, **look)
             compare.write_names(panel, {mode: (curve[across][-1], curve[up][-1]) for mode, curve in mean.items()})
-            title = f"{name}{f', noise {noise:g}, weights held' if noise and up == 'accuracy' else ''}"
-            panel.set_title(f"{title}\n{finding(mean, up, noise)}", loc="left", fontsize=12)
+            title = f"{name}{f', noise {noise:g}, eps_w 1 and lam 1 held' if noise and up == 'accuracy' else ''}"
+            panel.set_title(f"{title}\n{finding(curves, up, noise)}", loc="left", fontsize=12)
     figure.text(0.5, 0.005, "mean of seeds; band: lowest to highest; open dot: base, full dot: end", ha="center")
     return figure
 
