@@ -76,7 +76,7 @@ def test_the_readmes_sentences_have_the_numbers_of_the_logs():
         f"CEPO has {study.means(contrast, wrong + 'CEPO').mean():.3f} in the mean over the run, RLVR ",
         f"RLVR {study.means(contrast, wrong + 'RLVR').mean():.3f}; RLSD still leaks, {still.mean():.2f}.",
         f"where no leak is measured ({leak[0, 'rlsd'].max():.3f} at most).",
-        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f} at noise 0.4; with lam falling to 0 in 50 steps, {falling.max():.3f}",
+        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f} at noise 0.4; with lam falling to 0 in 50 steps, {falling.mean():.2f}.",
         f"CEPO ends higher, {end[1, 'cepo'].mean():.3f} against {end[1, 'rlvr'].mean():.3f}.",
         f"RLSD rises fast, then leaks and falls in {(leak[1, 'rlsd'] > 0.5).sum()} seeds of 5; CEPO stays up"]
     assert [text for text in said if text not in README] == []
