@@ -165,3 +165,7 @@ def test_a_studys_text_has_no_number_that_its_table_has_not():  # of three decim
         tables = "\n".join(row for name in names for row in importlib.import_module(f"plots.{name}").table(log(name)))
         prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
         assert [number for number in re.findall(r"\b\d\.\d{3}\b", prose) if names and number not in tables] == [], title
+    lesson, planted = "\n".join(importlib.import_module("plots.lesson").table(log("lesson"))), ("0.95", "0.3")
+    answers = PAGES["LESSON"].split("The answers:")[1]
+    prose = "\n".join(line for line in answers.splitlines() if not line.startswith("|"))
+    assert all(number in lesson or number in planted for number in re.findall(r"\b\d\.\d+\b", prose))
