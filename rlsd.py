@@ -127,7 +127,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
     """Eq 15, mixed as in Algorithm 1: A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w)), (B, T).
 
-    Each sample's A_t has never the opposite sign of its A, whatever the teacher says. The mean over samples may have.
+    Each sample's A_t never has the opposite sign of its A, whatever the teacher says; the mean over samples may.
     """
     clipped = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * clipped)

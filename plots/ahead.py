@@ -99,8 +99,8 @@ def main() -> None:
         panel.axvline(0, color="#888888", linewidth=0.8)
         panel.set_yticks(range(len(others)), others)
         panel.set_xlabel("lead over RLVR, mean over the run (blue: mean, 95 %; grey: seeds)")
-        told = "; ".join(f"{name} {lead(lines, name, noise)[1]}" for name in ("RLSD, held", "CEPO, held"))
-        panel.set_title(f"Noise {noise:g}: {told}", loc="left", fontsize=11)
+        told = "; ".join(f"{name} {lead(lines, f'{name}, held', noise)[1]}" for name in ("RLSD", "CEPO"))
+        panel.set_title(f"Noise {noise:g}, held: {told}", loc="left", fontsize=10)
     study.finish(figure, flags.out / "ahead.png", study.log_of("ahead", flags))
 
 

@@ -1,4 +1,4 @@
-"""Why a run of CEPO may fall when the reward is a coin: the coin's draws, and responses that are out of form.
+"""Does CEPO fall when the reward is a coin? In some draws; and its responses then go wrong without citing much.
 
     python -m plots.coin [--quick]        runs/coin.jsonl and coin.png under --out
 
@@ -18,7 +18,7 @@ import rlsd
 from plots import compare, pool, study
 
 SHARES = {"right": "#009E73", "cites": "#D55E00", "out of form": "#000000", "wrong in form": "#56B4E9"}
-FALLEN = 0.1
+FALLEN, DRAWS = 0.1, range(100, 106)
 
 
 def shares(world: rlsd.World, student: rlsd.GPT) -> list[float]:
@@ -68,8 +68,8 @@ def table(lines: list[dict]) -> list[str]:
 
 
 def main() -> None:
-    flags = study.arguments(__doc__, draws=6)
-    seeds, draws, steps = range(flags.seeds), range(100, 100 + flags.draws), flags.steps
+    flags = study.arguments(__doc__)
+    seeds, draws, steps = range(flags.seeds), DRAWS, flags.steps
     if flags.quick:
         seeds, draws, steps = range(1, 2), draws[:4], -(-steps // 2)
     runs = [(f"draw {draw}", rlsd.Config(mode="cepo", seed=seed, digits=flags.digits, steps=steps, evaluate_every=20,

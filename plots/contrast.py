@@ -4,11 +4,8 @@
 
 A verifier that errs, and a key that does; eps_w 1, lam 1, held but for "RLSD, falling", whose lam is 0 after 50 steps.
 
-Proposition. A token that all of a group share has the mean A_t 0 under CEPO if the teacher finds it equally likely with
-either key; under RLSD it has lam sqrt(p (1 - p)) (w+ - w-), p being the share of rewards that are 1. Proof: by Eq 1 A
-is sqrt((1 - p) / p) for a share p of the group, -sqrt(p / (1 - p)) for the rest. In the mean A is 0, and A w_t is
-p sqrt((1 - p) / p) w+ - (1 - p) sqrt(p / (1 - p)) w- = sqrt(p (1 - p)) (w+ - w-). Such a token has Delta_t = 0 under
-CEPO, so w+ = w- = 1. The cite is one: "I copy the key", whichever it is.
+The README's proposition says why: a token that is equally likely with both keys, such as "I copy the key", has Delta_t = 0
+under CEPO, and no push in the mean over a group; under RLSD it has one.
 
 Its limit is a habit that depends on which key is open, and is likelier with a right key than with a wrong one: Choosy.
 """

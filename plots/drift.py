@@ -92,11 +92,11 @@ def draw_controls(panel, lines: list[dict]) -> None:
             panel.plot(values.mean(), row + shift, "o", color=colour)
     panel.axvline(0, color="#888888", linewidth=0.8)
     panel.set_yticks(range(len(names)), names)
-    panel.set(xlabel="gain over RLVR (blue), highest leakage (red)", xlim=(None, 1.03))
+    panel.set(xlabel=f"noise {CONTROLLED}: gain over RLVR (blue), highest leakage (red)", xlim=(None, 1.03))
     held = {short: seen(lines, name, CONTROLLED)[2].mean() for short, name in (
         ("RLSD", "RLSD, eps_w 1, held"), ("balanced", "balanced, held"), ("unsigned", "unsigned, held"))}
     told = ", ".join(f"{short} {leak:.2f}" for short, leak in held.items())
-    panel.set_title(f"Leak at noise {CONTROLLED}, lam held: {told}", loc="left", fontsize=11)
+    panel.set_title(f"Leak, held: {told}", loc="left", fontsize=10)
 
 
 def main() -> None:

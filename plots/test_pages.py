@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rlsd
-from plots import ahead, compare, files, study
+from plots import ahead, compare, direction, files, study
 from plots import coin as coins
 
 ROOT = Path(__file__).parent.parent
@@ -76,10 +76,18 @@ def test_the_readmes_sentences_have_the_numbers_of_the_logs():
         f"CEPO has {study.means(contrast, wrong + 'CEPO').mean():.3f} in the mean over the run, RLVR ",
         f"RLVR {study.means(contrast, wrong + 'RLVR').mean():.3f}; RLSD still leaks, {still.mean():.2f}.",
         f"where no leak is measured ({leak[0, 'rlsd'].max():.3f} at most).",
-        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f} at noise 0.4; with lam falling to 0 in 50 steps, {falling.mean():.2f}.",
+        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f} at noise 0.4;",
+        f"with lam falling to 0 in 50 steps, {falling.mean():.2f}.",
         f"CEPO ends higher, {end[1, 'cepo'].mean():.3f} against {end[1, 'rlvr'].mean():.3f}.",
         f"RLSD rises fast, then leaks and falls in {(leak[1, 'rlsd'] > 0.5).sum()} seeds of 5; CEPO stays up"]
     assert [text for text in said if text not in README] == []
+    logs = (ROOT / f"plots/reference/runs/carry-{mode}-s0.jsonl" for mode in ("rlsd", "cepo", "rlvr"))
+    shown, *others = [files.read_run(path)[1] for path in logs]
+    assert all(compare.row(record) in README for record in shown if record["step"] in (0, 10, 160))
+    greedy = [record["greedy_accuracy"] for records in (shown, *others) for record in records if record["step"] == 30]
+    assert min(greedy) > 0.99 and "reach 0.99 after 30 steps" in README
+    cosine, _ = direction.seen(log("direction"), "base")
+    assert f"{cosine[:, 1:4].mean(0).min():.3f}" == "0.999" and "cosine 0.999" in README
     step, alone = (sum(column) for column in zip(*log("speed")[0]["parts"].values()))
     assert f"{1e3 * step:.0f} ms, {step / alone:.1f} times its bare matrix products" in PAGES["README"]
 
@@ -99,7 +107,6 @@ def test_every_number_of_a_verdict_on_the_paper_is_in_the_tables_of_the_study_th
             f"KL of OPSD {opsd['kl'].mean(0)[0]:.2f} at the base, {opsd['kl'].mean(0).min():.2f} at its lowest",
             f"KL at the end: OPD {opd['kl'][:, -1].mean():.3f}, OPSD {opsd['kl'][:, -1].mean():.3f}")
     assert len(rows) == 13 and [text for text in said if text not in "\n".join(verdicts)] == []
-
 
 
 def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rises_leaks_and_falls_in_every_seed():

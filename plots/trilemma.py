@@ -6,7 +6,7 @@ OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or
 and one that does. All answers r and all well-formed responses of some held-out problems are enumerated, under one fixed
 weighting: a prefix counts as often as the base writes it. L(S, T) is then a function of student and teacher alone, and
 between two evaluations, k and k+1, L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher;
-then the teacher's. A signal lasts if more than a quarter is left at the end; it leaks who ever cites 0.02 or more.
+then the teacher's. A signal lasts if more than a quarter is left at the end; a run leaks if it ever cites 0.02 or more.
 """
 
 import copy
