@@ -1,24 +1,32 @@
 # /// script
 # requires-python = ">=3.10,<3.15"
-# dependencies = ["torch>=2.6", "numpy>=1.26", "tiktoken>=0.7", "matplotlib>=3.8"]
+# dependencies = ["torch>=2.6", "numpy>=1.26", "tiktoken>=0.7,<0.15", "matplotlib>=3.8"]
 # ///
-"""RLSD from scratch, beside the methods it grew out of. Whoever stops after section 2 has understood it.
+"""RLSD from scratch, next to the methods that it grew out of.
 
-A small GPT has learned column addition and two bad habits: it writes a carry down and then forgets it; and where it
-sees the answer key it sometimes cites that, `<see key>`, and skips the working. A verifier says whether an answer is
-right. Five methods learn from that, one per --mode. Who learns to cite a key that is covered has caught leakage.
+A small GPT has learned to add, and has two bad habits. It sometimes writes a carry down and then
+forgets it. When the answer key is shown to it, it sometimes writes `<see key>` and copies the key
+instead of working the answer out. Then the key is taken away, and the network is trained further.
+A verifier says whether an answer is right. Five methods learn from that, one per --mode:
 
-    rlvr   reinforcement learning with verifiable rewards, as GRPO (group relative policy optimisation) does it: was
-           this response better or worse than the others to the same problem? The same for each of its tokens
-    opd    on-policy distillation: imitate a larger teacher on one's own responses
-    opsd   on-policy self-distillation: the teacher is the student itself, with the answer key in view
-    rlsd   RLVR with self-distillation: the verdict gives each token's direction, the teacher with the key its size
-    cepo   contrastive evidence policy optimisation: RLSD, the teacher with a wrong key in the student's place
+    rlvr   reinforcement learning with verifiable rewards, as GRPO does it. Every token of a
+           response is pushed up if the response did better than the others to the same problem,
+           and down if it did worse.
+    opd    on-policy distillation. The student imitates a larger teacher on its own responses.
+    opsd   on-policy self-distillation. The teacher is the student itself, but it sees the key.
+    rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
+           up or down; the teacher that sees the key decides how far each one moves.
+    cepo   contrastive evidence policy optimisation. Like RLSD, but it compares two teachers: one
+           sees the right key, the other one a wrong key.
 
-A wrong response to 4218+3567: `5c` is "write 5, carry 1", and `7` forgets that carry. P_S is the probability that the
-student gave a token, P_T the same network's with the key open (it would sometimes cite, and not begin with 5). Three of
-the group's eight responses are right, so this one has the advantage A = -0.77. A_t stands before grad log P_S(y_t):
-RLVR blames all tokens, OPSD those that the key makes unlikely, RLSD all, and those more (here eps_w and lam are 1).
+A student that writes `<see key>` although no key is shown has caught *leakage*.
+
+Here is a wrong response to 4218+3567. The columns come from the right, so the student adds 8 and 7
+first: `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
+carry. P_S is the probability that the student gave to each token. P_T is the probability that the
+same network gives it when it sees the key. Three of the eight responses in the group are right, so
+this response has the advantage A = -0.77. The last three rows show A_t, how strongly each method
+pushes each token: up if it is positive, down if it is negative (RLSD here with eps_w = lam = 1).
 
     token     5     c     7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S    1.00  1.00  0.65  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -27,473 +35,1572 @@ RLVR blames all tokens, OPSD those that the key makes unlikely, RLSD all, and th
     OPSD  -0.25  0.00 -5.78 -0.01  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00 -0.07  0.00  0.00
     RLSD  -0.99 -0.77 -1.55 -0.78 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.83 -0.77 -0.77
 
-`python rlsd.py --mode rlsd` trains one of them, `--mode all` the five from one base; logs and a figure go to plots/.
-Equations are those of the RLSD paper, arXiv:2604.03128; CEPO is arXiv:2605.19436. Logarithms are natural.
+RLSD's value for the mistake, by hand: the student found it 0.65 / 0.002 = 325 times likelier than
+the teacher did. That ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
+
+    python rlsd.py --mode rlsd     trains one method
+    python rlsd.py --mode all      trains all five, side by side from one base
+
+Logs and a figure go to plots/. Sections 1 and 2 are enough to understand RLSD. Equation numbers are
+those of the RLSD paper, arXiv:2604.03128; CEPO is arXiv:2605.19436. Logarithms are natural.
 """
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+
+def stop_at_once(*_) -> None:
+    """Ctrl-C ends the workers and this process in one line, whatever they are doing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os.write(2, b"\nrlsd.py: stopped; what was measured is in the .part files beside the logs\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop_at_once)  # now, because importing torch takes seconds
 
 import argparse
 import copy
+import hashlib
 import inspect
+import itertools
+import json
 import math
+import multiprocessing.connection
 import random
-from collections import namedtuple
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-
-if __name__ == "__main__":  # before torch, whose import takes seconds: Ctrl-C ends a run in one line at any time
-    from plots import pool
-    pool.stop_in_one_line("rlsd.py")
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tiny_tasks import TASKS, Task, Tokenizer, UserError
+from tiny_tasks import TASKS, Task, UserError
 
-# ---- 2. The methods: one function per equation, one table, one loss.
-# Shapes: B responses, those of one problem side by side; T tokens; V vocabulary. mask is 1 up to and including the end.
+# ==== 1. The methods ====
+#
+# One function per equation, and then `method_loss`, which has one branch per method.
+# Shapes: B responses, where those to one problem stand side by side; T tokens; V vocabulary.
 
-def shapes(**tensors: tuple[Tensor, str]) -> None:
-    """shapes(gain=(gain, "B T"), ...): ValueError where tensors do not belong together and would broadcast unseen."""
-    sizes: dict[str, int] = {}
-    for name, (tensor, axes) in tensors.items():
-        named = list(zip(axes.split(), tensor.shape))
-        if tensor.dim() != len(axes.split()) or any(sizes.setdefault(axis, size) != size for axis, size in named):
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, but must be ({axes}); known so far: {sizes}")
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
-    """Eq 1: A = (R - mean) / std within each group of responses to one problem, population std. (B,) -> (B,).
+    """Eq 1: A = (R - mean) / std within each group of responses to one problem. (B,) -> (B,).
 
-    A group whose rewards are all equal says nothing: its advantage is exactly 0. UserError for NaN or half a group.
+    The std is that of the population. If all rewards of a group are equal, they say nothing about
+    which response was better, and A is exactly 0. UserError if a reward is not finite, or if the
+    rewards do not come in whole groups.
     """
-    shapes(reward=(reward, "B"))
-    if len(reward) % group_size or not reward.isfinite().all():
-        raise UserError(f"rewards must be finite, and come in groups of {group_size}, but are {reward.tolist()}")
+    if reward.dim() != 1 or len(reward) % group_size or not reward.isfinite().all():
+        raise UserError(f"rewards must be finite and in groups of {group_size}, but are {reward}")
     group = reward.view(-1, group_size)
     centred = group - group.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
     equal = (group == group[:, :1]).all(1, keepdim=True)
-    return (centred / std.masked_fill(equal, 1)).masked_fill(equal, 0).flatten()
+    advantage = torch.where(equal, 0.0, centred / std)
+    return advantage.flatten()
+
 
 def response_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """The mean over responses of each response's mean over its tokens, (1/|y|) sum_t. (B, T), (B, T) -> ()."""
-    shapes(value=(value, "B T"), mask=(mask, "B T"))
-    return (value.masked_fill(mask == 0, 0).sum(1) / mask.sum(1)).mean()
+    """The mean over a response's tokens, (1/|y|) sum_t, and then over responses. (B, T) x 2 -> ().
 
-def clipped_surrogate(logp: Tensor, old_logp: Tensor, token_advantage: Tensor, mask: Tensor,
-                      clip_low: float = 0.2, clip_high: float = 0.28) -> Tensor:
-    """Eq 2, and Algorithm 1 where the advantage differs from token to token: a loss to minimise. (B, T) each -> ().
-
-    rho = P_S / P_old, clipped to 1 - clip_low .. 1 + clip_high (the authors' numbers). With one update per batch, as
-    here, rho is 1 and the clip never binds; the gradient is A_t grad log P_S(y_t).
+    What stands in the padding, where the mask is 0, may be anything.
     """
-    shapes(logp=(logp, "B T"), old_logp=(old_logp, "B T"), token_advantage=(token_advantage, "B T"), mask=(mask, "B T"))
-    credit = token_advantage.masked_fill(mask == 0, 0)  # what stands in the padding may be anything
-    rho = (logp - old_logp).masked_fill(mask == 0, 0).exp()
-    return -response_mean(torch.minimum(rho * credit, rho.clamp(1 - clip_low, 1 + clip_high) * credit), mask)
+    check_shapes(2, value=value, mask=mask)
+    per_response = value.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)
+    return per_response.mean()
 
-def divergence(student_logp: Tensor, teacher_logp: Tensor, kind: str, beta: float = 0.5) -> Tensor:
-    """Eq 6: D(P_T || P_S) over the whole vocabulary, in nats; gradient through the student only. (B, T, V) -> (B, T).
 
-    reverse_kl is KL(P_S || P_T), forward_kl is KL(P_T || P_S), and jsd is beta KL(P_T || M) + (1 - beta) KL(P_S || M)
-    with M = beta P_T + (1 - beta) P_S, 0 < beta < 1 (GKD, arXiv:2306.13649).
+def clipped_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    token_advantage: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+) -> Tensor:
+    """Eq 2, as a loss to minimise; with an advantage per token, as in Algorithm 1. (B, T) x 4 -> ().
+
+    rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high; the numbers are the authors'.
+    Here each batch is used for one update only. So rho is 1, the clip never binds, and the gradient
+    of this loss is that of -A_t log P_S(y_t).
     """
-    def kl(p_logp, q_logp):
-        return (p_logp.exp() * (p_logp - q_logp).masked_fill(p_logp == -math.inf, 0)).sum(-1)  # 0 log 0 is 0
+    check_shapes(
+        2,
+        log_probs=log_probs,
+        old_log_probs=old_log_probs,
+        token_advantage=token_advantage,
+        mask=mask,
+    )
+    token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
+    rho = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0).exp()
+    clipped_rho = rho.clamp(1 - clip_low, 1 + clip_high)
+    return -response_mean(torch.minimum(rho * token_advantage, clipped_rho * token_advantage), mask)
 
-    shapes(student_logp=(student_logp, "B T V"), teacher_logp=(teacher_logp, "B T V"))
-    teacher_logp = teacher_logp.detach()
+
+def divergence(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, kind: str, beta: float = 0.5
+) -> Tensor:
+    """Eq 6: how far the student is from the teacher, over the whole vocabulary. (B, T, V) x 2 -> (B, T).
+
+    In nats per token. The gradient goes through the student only. `reverse_kl` is KL(P_S || P_T),
+    `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) + (1 - beta) KL(P_S || M), where
+    M = beta P_T + (1 - beta) P_S and 0 < beta < 1 (GKD, arXiv:2306.13649).
+    """
+    check_shapes(3, student_log_probs=student_log_probs, teacher_log_probs=teacher_log_probs)
+    teacher_log_probs = teacher_log_probs.detach()
+    if kind == "reverse_kl":
+        return kl_divergence(student_log_probs, teacher_log_probs)
+    if kind == "forward_kl":
+        return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
-        mixed = torch.logaddexp(teacher_logp + math.log(beta), student_logp.clamp(min=-1e30) + math.log(1 - beta))
-        return beta * kl(teacher_logp, mixed) + (1 - beta) * kl(student_logp, mixed)
-    if kind not in ("reverse_kl", "forward_kl"):
-        raise ValueError(f"unknown divergence {kind!r}")
-    return kl(student_logp, teacher_logp) if kind == "reverse_kl" else kl(teacher_logp, student_logp)
+        log_mixture = torch.logaddexp(
+            teacher_log_probs + math.log(beta),
+            student_log_probs.clamp(min=-1e30) + math.log(1 - beta),  # -inf would have no gradient
+        )
+        from_teacher = kl_divergence(teacher_log_probs, log_mixture)
+        from_student = kl_divergence(student_log_probs, log_mixture)
+        return beta * from_teacher + (1 - beta) * from_student
+    raise ValueError(f"unknown divergence {kind!r}")
 
-def information_gain(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
-    """Eq 13: Delta_t = sg(log P_T(y_t) - log P_S(y_t)), nats: what the key knows of y_t. (B, T), (B, T) -> (B, T).
 
-    CEPO puts the teacher with a wrong key in the student's place: what the right key knows and the wrong one does not.
+def kl_divergence(p_log_probs: Tensor, q_log_probs: Tensor) -> Tensor:
+    """KL(P || Q) = sum_v P(v) (log P(v) - log Q(v)), in nats. (..., V) x 2 -> (...)."""
+    difference = (p_log_probs - q_log_probs).masked_fill(p_log_probs == -math.inf, 0.0)
+    return (p_log_probs.exp() * difference).sum(-1)  # the masked_fill makes 0 log 0 = 0
+
+
+def information_gain(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    """Eq 13: Delta_t = log P_T(y_t) - log P_S(y_t), in nats, without a gradient. (B, T) x 2 -> (B, T).
+
+    It is positive if the key makes the token likelier. CEPO puts the teacher that sees a wrong key
+    in the place of the student.
     """
-    shapes(teacher_logp=(teacher_logp, "B T"), student_logp=(student_logp, "B T"))
-    return (teacher_logp - student_logp).detach()
+    check_shapes(2, teacher_log_probs=teacher_log_probs, student_log_probs=student_log_probs)
+    return (teacher_log_probs - student_log_probs).detach()
+
 
 def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
-    """Eq 14: w_t = exp(sign(A) Delta_t) = (P_T / P_S)^sign(A). (B, T), (B,) -> (B, T), positive and finite."""
-    shapes(gain=(gain, "B T"), advantage=(advantage, "B"))
-    return (advantage.sign().unsqueeze(-1) * gain.clamp(-60, 60)).exp()
+    """Eq 14: w_t = exp(sign(A) Delta_t), positive and finite. (B, T), (B,) -> (B, T).
+
+    In a right response (A > 0) the weight is P_T / P_S, in a wrong one (A < 0) it is P_S / P_T.
+    """
+    if gain.dim() != 2 or advantage.shape != gain.shape[:1]:
+        shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
+        raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
+    sign = advantage.sign().unsqueeze(-1)
+    return (sign * gain.clamp(-60, 60)).exp()
+
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
-    """Eq 15, mixed as in Algorithm 1: A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w)), (B, T).
+    """Eq 15, mixed as in Algorithm 1. (B, T), (B,) -> (B, T).
 
-    Each sample's A_t never has the opposite sign of its A, whatever the teacher says; the mean over samples may.
+        A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
+
+    Why a key can leak all the same. The clipped weight is never negative (for eps_w up to 1), so
+    each sample's A_t has the sign of its A, whatever the teacher says. But an update follows the
+    mean over a group, and the mean of A_t need not be 0 where the mean of A is. Take a token that
+    all responses of a group have in common, such as their first. RLVR's pushes on it cancel. Under
+    Eq 15 they do not: if the teacher likes the token (Delta > 0), its weight is above 1 in right
+    responses and below 1 in wrong ones, so it is praised more than it is blamed. That is a second
+    gradient, towards the teacher that sees the key. It lasts as long as rewards stay mixed.
     """
-    clipped = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
-    return advantage.unsqueeze(-1) * ((1 - lam) + lam * clipped)
+    weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
+    return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
+
 
 def lam_at(step: int, lam: float, lam_decay: int) -> float:
-    """lambda at a step (the first is 1): linear from lam to 0 over lam_decay steps; constant if lam_decay is 0."""
-    return lam * max(0.0, 1 - (step - 1) / lam_decay) if lam_decay else lam
+    """lam at a step, where the first step is 1: it falls linearly from lam to 0 over lam_decay steps.
 
-# Per mode: its name; whose weights its teacher has; what the teacher sees, asked once for each; whether the student's
-# weights are copied into it every --teacher-refresh steps; and the loss.
-Mode = namedtuple("Mode", "name teacher sees copied loss")
+    If lam_decay is 0, lam is held.
+    """
+    if lam_decay == 0:
+        return lam
+    return lam * max(0.0, 1 - (step - 1) / lam_decay)
+
+
+def check_shapes(dimensions: int, **tensors: Tensor) -> None:
+    """ValueError unless all tensors have one shape; broadcasting would hide the mistake."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != dimensions for shape in shapes.values()):
+        raise ValueError(f"all must have one shape with {dimensions} dimensions, but are {shapes}")
+
+
+@dataclass
+class Mode:
+    """A row of the table of methods."""
+
+    name: str
+    teacher: str | None  # whose weights the teacher has: None, "larger" (network) or "student"
+    sees: tuple[str, ...]  # what the teacher is shown beside the problem, asked once for each
+
+
+# "larger" is OPD's teacher, a network that was trained on clean work and never changes. "student"
+# is a copy of the student's weights, renewed every --teacher-refresh steps.
 MODES = {
-    "rlvr": Mode("RLVR", None, (), False, "surrogate"),
-    "opd": Mode("OPD", "another", ("problem",), False, "divergence"),
-    "opsd": Mode("OPSD", "student", ("problem, key",), True, "divergence"),
-    "rlsd": Mode("RLSD", "student", ("problem, key",), True, "surrogate"),
-    "cepo": Mode("CEPO", "student", ("problem, key", "problem, wrong key"), True, "surrogate"),
+    "rlvr": Mode("RLVR", teacher=None, sees=()),
+    "opd": Mode("OPD", teacher="larger", sees=("no key",)),
+    "opsd": Mode("OPSD", teacher="student", sees=("right key",)),
+    "rlsd": Mode("RLSD", teacher="student", sees=("right key",)),
+    "cepo": Mode("CEPO", teacher="student", sees=("right key", "wrong key")),
 }
 
-def token_credit(mode: str, gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
-    """Eq 17: at rho = 1 and up to the 1/|y|, every mode climbs sum_t A_t log P_S(y_t). This is A_t, (B, T); of a
-    divergence, what one sampled token says of it (reverse_kl); its loss has the whole vocabulary."""
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}")
-    if MODES[mode].loss == "divergence":
-        return gain
-    return rlsd_token_advantage(gain, advantage, eps_w, lam if MODES[mode].sees else 0.0)  # A, where no teacher is
 
-Rollout = namedtuple("Rollout", "tokens logp mask texts")  # (B, T) x 3, logp of each token when it was sampled
-# What a method sees: reward (B,); student_logp (B, T, V); teacher_logp, one (B, T, V) for each thing the teacher sees.
-Batch = namedtuple("Batch", "rollout reward student_logp teacher_logp group_size divergence eps_w lam")
+@dataclass
+class Batch:
+    """What a method sees in one step: B = P x G responses, G to each of P problems."""
+
+    tokens: Tensor  # (B, T), the responses; after its end a response is padded
+    mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
+    reward: Tensor  # (B,), 1 if the verifier accepted the response, else 0
+    old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
+    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), with a gradient
+
+    # log P_T(. | x, key, y_<t), (B, T, V), for what the mode's row says that its teacher sees
+    no_key_log_probs: Tensor | None
+    right_key_log_probs: Tensor | None
+    wrong_key_log_probs: Tensor | None
+
+    group_size: int  # G
+    divergence: str  # which divergence OPD and OPSD minimise
+    eps_w: float
+    lam: float
+
+    # in words, for those who look on: (P,), (P,) and (B,)
+    problems: list[tuple]
+    keys: list[str]
+    wrong_keys: list[str] | None
+    texts: list[str]
+
 
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss of a mode, and its A_t (B, T)."""
-    rollout, teacher_logp = batch.rollout, batch.teacher_logp
-    logp, *views = (of_tokens(view, rollout.tokens) for view in (batch.student_logp, *teacher_logp))
-    gain = information_gain(*(*views, logp, logp)[:2])  # teacher - student; cepo: right key - wrong key; rlvr: 0
-    credit = token_credit(mode, gain, group_advantage(batch.reward, batch.group_size), batch.eps_w, batch.lam)
-    if MODES[mode].loss == "divergence":
-        return response_mean(divergence(batch.student_logp, teacher_logp[0], batch.divergence), rollout.mask), credit
-    return clipped_surrogate(logp, rollout.logp, credit, rollout.mask), credit
+    """The loss of one method, (), and its A_t, (B, T).
 
-# ---- 3. Settings. Each is a flag of the command line, and its text is the flag's help.
+    Eq 17 gives all methods one form: up to the factor 1/|y| the gradient of the loss is that of
+    -sum_t A_t log P_S(y_t).
+    """
+    tokens, mask = batch.tokens, batch.mask
+    advantage = group_advantage(batch.reward, batch.group_size)
+    student = token_log_probs(batch.student_log_probs, tokens)
 
-def setting(default, text: str, *allowed):  # allowed: the names, or the lowest and the highest number
-    return field(default=default, metadata={"help": text, "allowed": allowed})
+    if mode == "rlvr":
+        # No teacher. Every token of a response gets the advantage of the response.
+        token_advantage = advantage.unsqueeze(-1).expand(tokens.shape)
+        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        return loss, token_advantage
 
-@dataclass(frozen=True)
-class Config:
-    mode: str = setting("rlsd", f"the method: {', '.join(MODES)}, or all", *MODES)
-    task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", *TASKS)
-    seed: int = setting(0, "seed of the base and of the run", 0, 10**9)
-    digits: int = setting(4, "columns of an addition", 2, 10)
-    slip: float = setting(0.6, "homework: probability that a carry is forgotten", 0, 1)
-    cite: float = setting(0.3, "homework: share that copies the key when it is open", 0, 1)
-    steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
-    problems: int = setting(16, "problems per step (paper: 256; a laptop has less time)", 1, 10**4)
-    group_size: int = setting(8, "responses per problem, G (paper: 8)", 2, 10**3)
-    lr: float = setting(2e-4, "AdamW's rate (paper: 1e-6, opsd 1e-5, for 80,000 times the parameters)", 1e-9, 1)
-    divergence: str = setting("reverse_kl", "D of Eq 6, for opd and opsd", "reverse_kl", "forward_kl", "jsd")
-    teacher_refresh: int = setting(10, "steps between copies of the student into its teacher (paper: 10)", 1, 10**6)
-    eps_w: float = setting(0.2, "clip of the evidence weight, Eq 15 (paper: 0.2)", 0, 100)
-    lam: float = setting(0.5, "share of the evidence weight in A_t, at first (paper: 0.5)", 0, 1)
-    lam_decay: int = setting(50, "steps in which lam falls to 0; 0: it is held (paper: 50)", 0, 10**6)
-    verifier_noise: float = setting(0.0, "probability that a training reward is flipped; the key stays right", 0, 0.5)
-    key_noise: float = setting(0.0, "probability that a wrong answer, if there is one, is the key and judges", 0, 1)
-    evaluate_every: int = setting(10, "steps between evaluations (accuracy: sampled at temperature 1)", 1, 10**6)
+    if mode == "opd":
+        # The teacher is a larger network that sees what the student sees. The reward is not used.
+        # The loss sums over the vocabulary; Delta_t is its push on the token that was sampled.
+        teacher = token_log_probs(batch.no_key_log_probs, tokens)
+        gain = information_gain(teacher, student)
+        distance = divergence(batch.student_log_probs, batch.no_key_log_probs, batch.divergence)
+        return response_mean(distance, mask), gain
 
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            allowed = self.__dataclass_fields__[name].metadata["allowed"]
-            if not (value in allowed if isinstance(value, str) else allowed[0] <= value <= allowed[-1]):  # NaN is not
-                wanted = " or ".join(allowed) if isinstance(value, str) else f"from {allowed[0]} to {allowed[-1]}"
-                raise UserError(f"--{name.replace('_', '-')} is {value}, but must be {wanted}")
+    if mode == "opsd":
+        # The teacher is the student with the key in view. The reward is not used.
+        teacher = token_log_probs(batch.right_key_log_probs, tokens)
+        gain = information_gain(teacher, student)
+        distance = divergence(batch.student_log_probs, batch.right_key_log_probs, batch.divergence)
+        return response_mean(distance, mask), gain
 
-    def make_task(self) -> Task:
-        parameters = inspect.signature(TASKS[self.task]).parameters
-        if unknown := parameters.keys() - asdict(self).keys():
-            raise UserError(f"task {self.task}: its constructor asks for {', '.join(unknown)}, which is no setting")
-        return TASKS[self.task](**{name: getattr(self, name) for name in parameters})
+    if mode == "rlsd":
+        # The same teacher. The reward gives the sign of A_t, the teacher scales its size.
+        teacher = token_log_probs(batch.right_key_log_probs, tokens)
+        gain = information_gain(teacher, student)
+        token_advantage = rlsd_token_advantage(gain, advantage, batch.eps_w, batch.lam)
+        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        return loss, token_advantage
 
-# ---- 4. Training, the same for all modes. A step's randomness is of (seed, step): all modes see the same problems.
+    if mode == "cepo":
+        # Two views of the same teacher: with the right key, and with a wrong one. What both keys
+        # make likelier, such as "there is a key, I copy it", cancels in their difference.
+        right = token_log_probs(batch.right_key_log_probs, tokens)
+        wrong = token_log_probs(batch.wrong_key_log_probs, tokens)
+        gain = information_gain(right, wrong)
+        token_advantage = rlsd_token_advantage(gain, advantage, batch.eps_w, batch.lam)
+        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        return loss, token_advantage
 
-def train_step(config: Config, world, student, teacher, optimizer, step: int, method: Callable = method_loss) -> dict:
-    """One update. Returns what was seen."""
-    rng, task = random.Random(f"{config.seed} {step}"), world.task
-    generator = torch.Generator(world.device).manual_seed(rng.getrandbits(62))
+    raise UserError(f"method_loss has no branch for mode {mode!r}")
+
+
+# ==== 2. Training ====
+#
+# It is the same for all methods. The randomness of a step depends on the seed and the step only,
+# so that all methods see the same problems.
+
+
+def train_step(
+    config: Config,
+    task: Task,
+    student: GPT,
+    teacher: GPT,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    method: Callable = method_loss,
+) -> tuple[Batch, Tensor]:
+    """One update of the student. Returns what the method saw, and its A_t (B, T)."""
+    rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    covered = world.prompts(problems)
-    rollout = world.sample(student, covered, config.group_size, generator)
-    reward, answers = world.reward(problems, rollout.texts), [task.answer(text) for text in rollout.texts]
-    flipped = torch.rand(reward.shape, generator=generator, device=world.device) < config.verifier_noise
-    keys, wrong_keys = [task.reference(problem, rng) for problem in problems], []
+    keys = [task.answer_key(problem, rng) for problem in problems]
 
-    def rejected(group: slice, but: str | None = None) -> list[str]:  # of the reward as it now stands
-        return [a for a, r in zip(answers[group], reward[group].tolist()) if not r and a not in (None, but)]
+    group_size, sees = config.group_size, MODES[config.mode].sees
+    batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
+    prompts = encode_prompts(task, problems, student.device)
+    batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)  # has a gradient
+    batch.lam = lam_at(step, config.lam, config.lam_decay)
+    loss, token_advantage = method(config.mode, batch)
+    check_finite(step, "A_t", token_advantage.masked_fill(batch.mask == 0, 0.0))
+    check_finite(step, "the loss", loss)
 
-    for n in range(config.problems):
-        group = slice(n * config.group_size, (n + 1) * config.group_size)
-        if rng.random() < config.key_noise and rejected(group):  # mislabelled: this key also judges
-            keys[n] = rng.choice(rejected(group))
-            reward[group] = reward.new_tensor([answer == keys[n] for answer in answers[group]])
-        reward[group] = torch.where(flipped[group], 1 - reward[group], reward[group])
-        wrong_keys.append(rng.choice(rejected(group, keys[n]) or [keys[n]]))  # with the right key w_t is 1
-    prompts = {"problem": None, "problem, key": keys, "problem, wrong key": wrong_keys}
-    with torch.no_grad():
-        teacher_logp = tuple(response_logp(teacher, world.prompts(problems, prompts[sight]), rollout.tokens)
-                             for sight in MODES[config.mode].sees)
-    student_logp, lam = response_logp(student, covered, rollout.tokens), lam_at(step, config.lam, config.lam_decay)
-    batch = Batch(rollout, reward, student_logp, teacher_logp, config.group_size, config.divergence, config.eps_w, lam)
-    loss, credit = method(config.mode, batch)
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    if not torch.isfinite(loss + norm):
-        raise UserError(f"the loss is {loss} and its gradient's norm {norm} at step {step}: try a smaller --lr")
+    check_finite(step, "the gradient", norm)
     optimizer.step()
-    return {"problems": problems, "keys": keys, "wrong_keys": wrong_keys, "batch": batch, "credit": credit}
+    return batch, token_advantage
 
-def train(config: Config, world, base, opd_teacher=None, saved: dict | None = None, method: Callable = method_loss,
-          after_step: Callable = lambda *_: None) -> Iterator[tuple[dict, dict]]:
-    """Yields (record of the log, state to go on from) at step 0, at every evaluation and at the end."""
-    mode, student, reward = MODES[config.mode], copy.deepcopy(base), None
-    if mode.teacher == "another" and not opd_teacher:
-        raise UserError(f"mode {config.mode} needs a teacher, and got none")
-    teacher = {None: student, "another": opd_teacher, "student": copy.deepcopy(base)}[mode.teacher]
+
+@torch.no_grad()
+def collect(
+    config: Config,
+    task: Task,
+    student: GPT,
+    teacher: GPT,
+    problems: list[tuple],
+    keys: list[str],
+    group_size: int,
+    sees: tuple[str, ...],
+    rng: random.Random,
+) -> Batch:
+    """What a step does before it learns: sample responses, judge them, ask the teacher."""
+    prompts = encode_prompts(task, problems, student.device)
+    rollout = sample_responses(task, student, prompts, group_size, rng.getrandbits(62))
+
+    reward, keys = judge(config, task, problems, keys, rollout.texts, rng)
+    wrong_keys = None
+    if "wrong key" in sees:
+        groups = in_groups(rollout.texts, reward, group_size)
+        wrong_keys = [choose_wrong_key(task, *group, key, rng) for group, key in zip(groups, keys)]
+
+    def ask(what: str, shown: list[str] | None) -> Tensor | None:
+        if what not in sees:
+            return None
+        prompts_of_teacher = encode_prompts(task, problems, teacher.device, shown)
+        return response_log_probs(teacher, prompts_of_teacher, rollout.tokens)
+
+    return Batch(
+        tokens=rollout.tokens,
+        mask=rollout.mask,
+        reward=torch.tensor(reward, device=student.device),
+        old_log_probs=token_log_probs(rollout.log_probs, rollout.tokens),
+        student_log_probs=rollout.log_probs,
+        no_key_log_probs=ask("no key", None),
+        right_key_log_probs=ask("right key", keys),
+        wrong_key_log_probs=ask("wrong key", wrong_keys),
+        group_size=group_size,
+        divergence=config.divergence,
+        eps_w=config.eps_w,
+        lam=config.lam,
+        problems=problems,
+        keys=keys,
+        wrong_keys=wrong_keys,
+        texts=rollout.texts,
+    )
+
+
+def judge(
+    config: Config,
+    task: Task,
+    problems: list[tuple],
+    keys: list[str],
+    texts: list[str],
+    rng: random.Random,
+) -> tuple[list[float], list[str]]:
+    """The verifier: a reward per response, 1 or 0, and the keys. All its errors are made here.
+
+    With probability key_noise a group's key is a wrong answer of that group, and this key judges.
+    Then a right answer is rejected with probability false_negatives, and a wrong one accepted with
+    probability false_positives.
+    """
+    rewards, keys = [], list(keys)
+    group_size = len(texts) // len(problems)
+    for n, problem in enumerate(problems):
+        group = texts[n * group_size : (n + 1) * group_size]
+        right = [task.verify(problem, text) for text in group]
+        wrong_answers = [task.answer(text) for text, is_right in zip(group, right) if not is_right]
+        wrong_answers = [answer for answer in wrong_answers if answer is not None]
+        if wrong_answers and rng.random() < config.key_noise:
+            keys[n] = rng.choice(wrong_answers)
+            right = [task.answer(text) == keys[n] for text in group]
+        for is_right in right:
+            error_rate = config.false_negatives if is_right else config.false_positives
+            is_error = rng.random() < error_rate
+            rewards.append(float(is_right != is_error))
+    return rewards, keys
+
+
+def choose_wrong_key(
+    task: Task, texts: list[str], rewards: list[float], key: str, rng: random.Random
+) -> str:
+    """CEPO's wrong key for a group: the answer of a rejected response, as in its authors' code.
+
+    If the verifier errs, that answer may be the right one. If no response was rejected, the right
+    key stands in; then Delta_t is 0, and CEPO is RLVR.
+    """
+    rejected = [task.answer(text) for text, reward in zip(texts, rewards) if reward == 0]
+    rejected = [answer for answer in rejected if answer is not None]
+    return rng.choice(rejected) if rejected else key
+
+
+def train(
+    config: Config,
+    task: Task,
+    base: GPT,
+    larger: GPT | None = None,
+    method: Callable = method_loss,
+    refresh_teacher: Callable | None = None,
+    progress: Callable = lambda step: None,
+) -> Iterator[tuple[dict, GPT, GPT]]:
+    """Trains one mode. Yields (record, student, teacher) before the first step and per evaluation."""
+    student = copy.deepcopy(base)
+    whose = MODES[config.mode].teacher
+    if whose is None:
+        teacher = student
+    elif whose == "student":
+        teacher = copy.deepcopy(base)
+    elif larger is None:
+        raise UserError(f"mode {config.mode} needs a larger teacher, and got none")
+    else:
+        teacher = larger
+    refresh_teacher = refresh_teacher or copy_student
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
-    if saved:
-        student.load_state_dict(saved["student"])
-        teacher.load_state_dict(saved["teacher"])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["moments"]})
-    for step in range(saved["step"] + 1 if saved else 0, config.steps + 1):
-        if step:
-            if mode.copied and (step - 1) % config.teacher_refresh == 0:
-                teacher.load_state_dict(student.state_dict())
-            seen = train_step(config, world, student, teacher, optimizer, step, method)
-            reward = round(float(seen["batch"].reward.mean()), 6)
-            after_step(step, seen)
+
+    rewards, dead_groups = [], []  # since the last evaluation
+    for step in range(config.steps + 1):
+        if step > 0:
+            if whose == "student":
+                refresh_teacher(config, step, student, teacher)
+            batch, _ = train_step(config, task, student, teacher, optimizer, step, method)
+            groups = batch.reward.view(-1, config.group_size)
+            rewards.append(float(batch.reward.mean()))
+            dead_groups.append(float((groups == groups[:, :1]).all(1).float().mean()))
+        progress(step)
+
         if step % config.evaluate_every == 0 or step == config.steps:
-            record = {"step": step, "mode": config.mode, "seed": config.seed, "reward": reward}
-            state = {"config": asdict(config), "step": step, "student": student.state_dict(),
-                     "teacher": teacher.state_dict(), "moments": optimizer.state_dict()["state"]}
-            yield record | evaluate(config.mode, world, student, teacher), copy.deepcopy(state)
+            record = {"step": step, "mode": config.mode, "seed": config.seed}
+            record |= evaluate(config, task, student, teacher)
+            record |= {"reward": mean_or_none(rewards), "dead_groups": mean_or_none(dead_groups)}
+            record["shown"] = show_response(config, task, student, teacher, step, method)
+            rewards, dead_groups = [], []
+            yield record, student, teacher
 
-# ---- 5. What is measured: on problems that are held out, by an exact verifier, the key covered.
 
-@torch.inference_mode()
-def evaluate(mode: str, world, student, teacher) -> dict:
-    """Shares of 1: accuracy (sampled at temperature 1), greedy_accuracy, leakage. Nats per token: kl = KL(P_S || P_T),
-    entropy. rlvr has no teacher: there P_T is the student with the key open. `shown` is one sampled response."""
-    problems, keys = world.task.exam()
-    covered = world.prompts(problems)
-    rollout = world.sample(student, covered, 1, torch.Generator(world.device).manual_seed(0))
-    sees = covered if MODES[mode].sees == ("problem",) else world.prompts(problems, keys)
-    student_logp = response_logp(student, covered, rollout.tokens)
-    teacher_logp = response_logp(teacher, sees, rollout.tokens)
-    right, per_token = world.reward(problems, rollout.texts), rollout.mask / rollout.mask.sum()
-    measured = {
-        "accuracy": right.mean(),
-        "greedy_accuracy": world.reward(problems, world.sample(student, covered, 1, None).texts).mean(),
-        "leakage": sum(map(world.task.leaks, rollout.texts)) / len(problems),
-        "kl": (divergence(student_logp, teacher_logp, "reverse_kl") * per_token).sum(),
-        "entropy": -((student_logp.exp() * student_logp).sum(-1) * per_token).sum(),
-        "response_length": rollout.mask.sum(1).mean(),
-    }
-    shown = f"{rollout.texts[0]} {'right' if right[0] else 'wrong'}"
-    return {name: round(float(value), 6) for name, value in measured.items()} | {"shown": shown}
+def copy_student(config: Config, step: int, student: GPT, teacher: GPT) -> None:
+    """The paper's teacher: the student's weights are copied into it every teacher_refresh steps."""
+    if (step - 1) % config.teacher_refresh == 0:
+        teacher.load_state_dict(student.state_dict())
 
-# ---- 6. Rollouts and their log-probabilities. A prompt is read once per problem, and shared by its group of responses.
 
-def response_logp(model: nn.Module, prompts: Tensor, responses: Tensor) -> Tensor:
-    """log P(. | prompt, y_<t) over the vocabulary: (P, length), (B, T) -> (B, T, V). B is a multiple of P."""
-    first, cache = model(prompts, group_size=len(responses) // len(prompts))
-    later, _ = model(responses[:, :-1], cache)
+def check_finite(step: int, what: str, value: Tensor) -> None:
+    if not value.isfinite().all():
+        raise UserError(f"at step {step} {what} is not finite")
+
+
+def mean_or_none(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 6) if values else None
+
+
+# ==== 3. Rollouts and their log-probabilities ====
+
+
+@dataclass
+class Rollout:
+    """Responses that a network has written."""
+
+    tokens: Tensor  # (B, T)
+    mask: Tensor  # (B, T), 1 up to and including the end
+    log_probs: Tensor  # (B, T, V), of all tokens that could have been written
+    texts: list[str]  # (B,)
+
+
+def encode_prompts(
+    task: Task, problems: list[tuple], device: torch.device, keys: list[str] | None = None
+) -> Tensor:
+    """The prompts as token ids, (P, length); if keys are given, each prompt shows its key."""
+    keys = [None] * len(problems) if keys is None else keys
+    prompts = [task.prompt(problem, key) for problem, key in zip(problems, keys)]
+    return torch.tensor([task.tokenizer.encode(prompt) for prompt in prompts], device=device)
+
+
+@torch.no_grad()
+def sample_responses(
+    task: Task, model: GPT, prompts: Tensor, group_size: int, seed: int | None
+) -> Rollout:
+    """group_size responses to each prompt (P, length), at temperature 1; greedily if seed is None."""
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(model.device).manual_seed(seed)
+    end = task.tokenizer.end
+    tokens, mask, log_probs = [], [], []
+    ended = torch.zeros(len(prompts) * group_size, 1, dtype=torch.bool, device=model.device)
+
+    logits, cache = model(prompts, group_size=group_size)
+    while True:
+        log_probs.append(logits[:, -1].log_softmax(-1))
+        if generator is None:
+            token = log_probs[-1].argmax(-1, keepdim=True)
+        else:
+            token = torch.multinomial(log_probs[-1].exp(), 1, generator=generator)
+        tokens.append(token.masked_fill(ended, end))
+        mask.append(~ended)
+        ended = ended | (token == end)
+        if len(tokens) == task.response_length or ended.all():
+            break
+        logits, cache = model(tokens[-1], cache)
+
+    tokens = torch.cat(tokens, 1)
+    mask = torch.cat(mask, 1).float()
+    lengths = mask.sum(1).int().tolist()
+    texts = [task.tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths)]
+    return Rollout(tokens, mask, torch.stack(log_probs, 1), texts)
+
+
+def response_log_probs(model: GPT, prompts: Tensor, tokens: Tensor) -> Tensor:
+    """log P(. | prompt, y_<t) over the vocabulary. (P, length), (B, T) -> (B, T, V), B = P x G.
+
+    A prompt is read once and shared by the responses of its group.
+    """
+    first, cache = model(prompts, group_size=len(tokens) // len(prompts))
+    later, _ = model(tokens[:, :-1], cache)
     return torch.cat((first[:, -1:], later), 1).log_softmax(-1)
 
-def of_tokens(logp: Tensor, tokens: Tensor) -> Tensor:
-    """(B, T, V), (B, T) -> (B, T): the log-probabilities of the tokens that were written."""
-    return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-class World:  # a task in tensors, on one device
-    def __init__(self, task: Task, device: str = "cpu"):
-        self.task, self.device, self.tokenizer = task, device, Tokenizer(task.alphabet)
+def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probabilities of the tokens that were written. (B, T, V), (B, T) -> (B, T)."""
+    return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-    def prompts(self, problems: list, keys: list | None = None) -> Tensor:
-        """(P, length) token ids, with the key covered, or open if keys are given."""
-        texts = [self.task.prompt(problem, key) for problem, key in zip(problems, keys or [None] * len(problems))]
-        return torch.tensor([self.tokenizer.encode(text) for text in texts], device=self.device)
 
-    def corpus(self, rng: random.Random, rows: int, homework: bool, key_open: bool) -> tuple[Tensor, Tensor]:
-        """Prompts, and the responses that follow them, padded with -1."""
-        problems = [self.task.sample(rng) for _ in range(rows)]
-        workings, keys = zip(*(self.task.working(problem, rng, homework, key_open) for problem in problems))
-        responses = [torch.tensor(self.tokenizer.encode(working)) for working in workings]
-        padded = nn.utils.rnn.pad_sequence(responses, batch_first=True, padding_value=-1).to(self.device)
-        return self.prompts(problems, keys if key_open else None), padded
+def in_groups(texts: list[str], rewards: list[float], group_size: int) -> Iterator[tuple]:
+    """The texts and rewards of one group after the other."""
+    for start in range(0, len(texts), group_size):
+        yield texts[start : start + group_size], rewards[start : start + group_size]
 
-    def sample(self, model: nn.Module, prompts: Tensor, group_size: int, generator: torch.Generator | None) -> Rollout:
-        """group_size responses to each prompt (P, length), at temperature 1; without a generator, greedily."""
-        written, token, cache = [], prompts, None
-        ended = torch.zeros(len(prompts) * group_size, 1, dtype=torch.bool, device=self.device)
-        with torch.inference_mode():
-            while len(written) < self.task.response_length and not ended.all():
-                logits, cache = model(token, cache, 1 if written else group_size)
-                logp = logits[:, -1].log_softmax(-1)
-                token = torch.multinomial(logp.exp(), 1, generator=generator) if generator else logp.argmax(-1, True)
-                token = token.masked_fill(ended, self.tokenizer.end)
-                written.append((token, logp.gather(1, token), ~ended))
-                ended = ended | (token == self.tokenizer.end)
-        tokens, logp, mask = (torch.cat(columns, 1) for columns in zip(*written))
-        texts = [self.tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
-        return Rollout(tokens, logp, mask.float(), texts)
 
-    def reward(self, problems: list, texts: list[str]) -> Tensor:
-        """R(x, y), (B,): 1 where the verifier accepts, else 0."""
-        group_size = len(texts) // len(problems)
-        right = [self.task.verify(problems[row // group_size], text) for row, text in enumerate(texts)]
-        return torch.tensor(right, dtype=torch.float32, device=self.device)
+# ==== 4. What is measured ====
+#
+# On 512 problems that are held out from training, with one response to each, by a verifier that
+# makes no errors. The student never sees a key.
 
-# ---- 7. The model: a GPT with rotary positions, pre-norm and a cache of keys and values.
+
+def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
+    """Shares of the responses: accuracy (right answers), greedy_accuracy, leakage (cited keys).
+
+    In nats per token: kl = KL(P_S || P_T), where RLVR, which has no teacher, is compared with the
+    student that sees the key; and entropy, that of P_S. In tokens: response_length.
+    """
+    problems, keys = task.exam()
+    exact = replace(config, false_negatives=0.0, false_positives=0.0, key_noise=0.0)
+    sees = MODES[config.mode].sees[:1] or ("right key",)
+    rng = random.Random("exam")
+    batch = collect(exact, task, student, teacher, problems, keys, 1, sees, rng)
+    teacher_log_probs = batch.right_key_log_probs
+    if sees == ("no key",):
+        teacher_log_probs = batch.no_key_log_probs
+
+    prompts = encode_prompts(task, problems, student.device)
+    greedy = sample_responses(task, student, prompts, group_size=1, seed=None)
+    per_token = batch.mask / batch.mask.sum()
+    entropy = -(batch.student_log_probs.exp() * batch.student_log_probs).sum(-1)
+    measured = {
+        "accuracy": batch.reward.mean(),
+        "greedy_accuracy": share(map(task.verify, problems, greedy.texts)),
+        "leakage": share(map(task.leaks, batch.texts)),
+        "kl": (kl_divergence(batch.student_log_probs, teacher_log_probs) * per_token).sum(),
+        "entropy": (entropy * per_token).sum(),
+        "response_length": batch.mask.sum(1).mean(),
+    }
+    return {name: round(float(value), 6) for name, value in measured.items()}
+
+
+def share(flags: Iterable[bool]) -> float:
+    flags = list(flags)
+    return sum(flags) / len(flags)
+
+
+def show_response(
+    config: Config, task: Task, student: GPT, teacher: GPT, step: int, method: Callable
+) -> dict:
+    """The first response to the first problem of the exam, with the A_t of each of its tokens.
+
+    It is the first of a group and is never chosen by its reward. The random draws are the same at
+    every evaluation. The verifier makes the run's own errors.
+    """
+    problems, keys = task.exam()
+    group_size, sees, rng = config.group_size, MODES[config.mode].sees, random.Random("shown")
+    batch = collect(config, task, student, teacher, problems[:1], keys[:1], group_size, sees, rng)
+    batch.lam = lam_at(max(step, 1), config.lam, config.lam_decay)
+    with torch.no_grad():
+        _, token_advantage = method(config.mode, batch)
+    length = int(batch.mask[0].sum())
+    right = [task.verify(problems[0], text) for text in batch.texts]
+    return {
+        "problem": task.show(problems[0]),
+        "tokens": [task.tokenizer.decode([token]) for token in batch.tokens[0, :length].tolist()],
+        "token_advantage": [round(value, 3) for value in token_advantage[0, :length].tolist()],
+        "right": right[0],
+        "group_size": config.group_size,
+        "group_right": sum(right),
+        "group_rewarded": int(batch.reward.sum()),
+    }
+
+
+# ==== 5. Settings ====
+#
+# Each setting is a flag of the command line, and its text is the help for that flag.
+
+
+def setting(default, text: str, *allowed):
+    """`allowed` is all names, or the lowest and the highest number."""
+    return field(default=default, metadata={"help": text, "allowed": allowed})
+
+
+@dataclass(frozen=True)
+class Config:
+    mode: str = setting("rlsd", f"the method: {', '.join(MODES)}, or all of them", *MODES)
+    task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", *TASKS)
+    seed: int = setting(0, "seed of the base and of the run", 0, 10**9)
+    digits: int = setting(4, "how many columns an addition has", 2, 10)
+    slip: float = setting(0.6, "homework: probability that a carry is forgotten", 0, 1)
+    cite: float = setting(0.3, "homework: share that cites a key which is shown", 0, 1)
+    steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
+    problems: int = setting(16, "problems per step (paper: 256)", 1, 10**4)
+    group_size: int = setting(8, "responses to each problem, G (paper: 8)", 2, 10**3)
+    lr: float = setting(2e-4, "learning rate of AdamW (paper: 1e-6, and 1e-5 for OPSD)", 1e-9, 1)
+    divergence: str = setting(
+        "reverse_kl",
+        "what OPD and OPSD minimise: reverse_kl, forward_kl or jsd",
+        "reverse_kl",
+        "forward_kl",
+        "jsd",
+    )
+    teacher_refresh: int = setting(
+        10, "steps between two copies of the student into its teacher (paper: 10)", 1, 10**6
+    )
+    eps_w: float = setting(0.2, "clip of the evidence weight in Eq 15 (paper: 0.2)", 0, 100)
+    lam: float = setting(0.5, "how much of A_t the weight scales, at first (paper: 0.5)", 0, 1)
+    lam_decay: int = setting(
+        50, "steps over which lam falls to 0; with 0 it is held (paper: 50)", 0, 10**6
+    )
+    false_negatives: float = setting(
+        0.0, "probability that the verifier rejects a right answer in training", 0, 1
+    )
+    false_positives: float = setting(
+        0.0, "probability that the verifier accepts a wrong answer in training", 0, 1
+    )
+    key_noise: float = setting(
+        0.0, "probability that a wrong answer of a group is its key and judges it", 0, 1
+    )
+    evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
+
+    def __post_init__(self):
+        for one in fields(self):
+            value, allowed = getattr(self, one.name), one.metadata["allowed"]
+            flag = f"--{one.name.replace('_', '-')}"
+            if isinstance(value, str) and value not in allowed:
+                raise UserError(f"{flag} is {value!r}, but must be one of {', '.join(allowed)}")
+            if not isinstance(value, str) and not allowed[0] <= value <= allowed[1]:  # or NaN
+                raise UserError(f"{flag} is {value}, but must be from {allowed[0]} to {allowed[1]}")
+
+    def make_task(self) -> Task:
+        """The task, whose constructor takes some of the settings."""
+        parameters = inspect.signature(TASKS[self.task]).parameters
+        unknown = set(parameters) - {one.name for one in fields(self)}
+        if unknown:
+            raise UserError(f"task {self.task} asks for {min(unknown)}, which is no setting")
+        return TASKS[self.task](**{name: getattr(self, name) for name in parameters})
+
+
+# ==== 6. The model ====
+#
+# A GPT with rotary positions and pre-norm. It keeps the keys and values of what it has read.
+
 
 class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query_key_value, self.attended = (nn.Linear(width, n * width, bias=False) for n in (3, 1))
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-        nn.init.zeros_(self.attended.weight)  # every block starts as the identity, which learns faster
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.attended = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        nn.init.zeros_(
+            self.attended.weight
+        )  # each block starts as the identity, which learns faster
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor, rotation: Tensor, past: tuple | None) -> tuple[Tensor, tuple]:
         rows, length, width = x.shape
-        split = self.query_key_value(F.layer_norm(x, (width,))).view(rows, length, 3, self.heads, width // self.heads)
-        query_key, value = split.permute(2, 0, 3, 1, 4).split((2, 1))  # (2 or 1, rows, heads, length, head's width)
-        # Rotary positions: pairs of features are complex numbers, turned by an angle that grows with the position.
-        turned = torch.view_as_complex(query_key.unflatten(-1, (-1, 2))) * rotation
-        (query, key), value = torch.view_as_real(turned).flatten(-2), value[0]
-        if past:
-            key, value = torch.cat((past[0], key), 2), torch.cat((past[1], value), 2)
-        visible = x.new_ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)  # what is to the left
+        projected = self.query_key_value(F.layer_norm(x, (width,)))
+        heads = projected.view(rows, length, 3, self.heads, width // self.heads)
+        query_and_key, value = heads.permute(2, 0, 3, 1, 4).split((2, 1))
+        query, key = rotate(query_and_key, rotation)  # (rows, heads, length, width of a head) each
+        value = value[0]
+        if past is not None:
+            key = torch.cat((past[0], key), 2)
+            value = torch.cat((past[1], value), 2)
+        # A token sees all tokens before it, and itself.
+        visible = x.new_ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x = x + self.attended(mixed.transpose(1, 2).reshape(rows, length, width))
-        return x + self.down(F.gelu(self.up(F.layer_norm(x, (width,))))), (key, value)
+        x = x + self.down(F.gelu(self.up(F.layer_norm(x, (width,)))))
+        return x, (key, value)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary positions: pairs of features are complex numbers, turned by an angle per position."""
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotation
+    return torch.view_as_real(turned).flatten(-2)
+
 
 class GPT(nn.Module):
-    def __init__(self, vocabulary: int, width: int, layers: int = 2, heads: int = 4, context: int = 256):
+    def __init__(
+        self, vocabulary: int, width: int, layers: int = 2, heads: int = 4, context: int = 512
+    ):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.head = nn.Linear(width, vocabulary, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.5)
         pairs = width // heads // 2
-        angle = torch.outer(torch.arange(context), 300.0 ** (-torch.arange(pairs) / pairs))  # texts here are short
-        self.register_buffer("rotation", torch.polar(torch.ones_like(angle), angle), persistent=False)
+        frequency = 300.0 ** (
+            -torch.arange(pairs) / pairs
+        )  # slow enough for texts as short as ours
+        angle = torch.outer(torch.arange(context), frequency)
+        rotation = torch.polar(torch.ones_like(angle), angle)
+        self.register_buffer("rotation", rotation, persistent=False)
 
-    def forward(self, tokens: Tensor, past: list | None = None, group_size: int = 1) -> tuple[Tensor, list]:
-        """Logits (rows, length, V) of the next tokens and the cache to go on from, each row repeated for its group."""
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def forward(
+        self, tokens: Tensor, past: list | None = None, group_size: int = 1
+    ) -> tuple[Tensor, list]:
+        """Logits of the next tokens, (rows, length, V), and the cache from which to go on.
+
+        Each row is read once, and then repeated for the group_size responses that follow it.
+        """
         start = past[0][0].shape[2] if past else 0
+        rotation = self.rotation[start : start + tokens.shape[1]]
         x, cache = self.embedding(tokens), []
         for n, block in enumerate(self.blocks):
-            x, pair = block(x, self.rotation[start:start + tokens.shape[1]], past[n] if past else None)
-            cache.append([part.repeat_interleave(group_size, 0) for part in pair] if group_size > 1 else pair)
-        return self.head(F.layer_norm(x, x.shape[-1:])).repeat_interleave(group_size, 0), cache
+            x, key_and_value = block(x, rotation, past[n] if past else None)
+            cache.append([part.repeat_interleave(group_size, 0) for part in key_and_value])
+        logits = self.head(F.layer_norm(x, x.shape[-1:]))
+        return logits.repeat_interleave(group_size, 0), cache
 
-# ---- 8. The base: a textbook until it is mastered, then homework with its habits. OPD's teacher: the textbook only.
 
-def pretrain(world: World, model: GPT, seed: int, homework_steps: int, progress: Callable = lambda *_: None) -> None:
-    """The textbook until 99 % of the exam is right, greedily; then homework, half of its batches with the key open."""
-    adam = torch.optim.AdamW([model.embedding.weight, model.head.weight], betas=(0.9, 0.98), weight_decay=0, fused=True)
-    matrices = [(matrix, torch.zeros_like(matrix)) for matrix in model.blocks.parameters()]
-    rng, (problems, _), accuracy, step, most = random.Random(seed), world.task.exam(), 0.0, 0, 2000
+# ==== 7. The base ====
+#
+# All methods start from one base. It learns from a textbook of clean workings until it can add, and
+# then from homework, in which the bad habits are planted. OPD's teacher has the textbook only.
 
-    def learn(pace: float, homework: bool, key_open: bool):
-        prompts, responses = world.corpus(rng, 64, homework, key_open)
-        logits, _ = model(torch.cat((prompts, responses[:, :-1].clamp(min=0)), 1))
-        model.zero_grad()
-        F.cross_entropy(logits[:, prompts.shape[1] - 1:].transpose(1, 2), responses, ignore_index=-1).backward()
-        adam.param_groups[0]["lr"] = 5e-3 * pace
-        adam.step()
-        for matrix, momentum in matrices:
-            momentum.lerp_(matrix.grad, 0.05)
-            size = 0.02 * pace * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
-            matrix.data.sub_(orthogonal(matrix.grad.lerp(momentum, 0.95)), alpha=size)
+TEXTBOOK_STEPS = 240  # at least; then until the exam is passed
+POLISH_STEPS = 60  # the last steps of OPD's teacher, in which the learning rate falls to 0
+HOMEWORK_STEPS = 360
+PASSED = 0.97  # share of the exam that must be right, greedily
+WIDTH = {"base": 64, "teacher": 128}
 
-    while accuracy < 0.99:
-        if step == most:
-            raise UserError(f"after {most} steps of textbook {accuracy:.0%} are right, not 99 %: try another --seed")
-        for _ in range(50):
+
+def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -> None:
+    """Trains a base or a teacher. UserError if the textbook is not learned within 2,000 steps."""
+    rng = random.Random(seed)
+    optimizer = BaseOptimizer(model)
+    problems, _ = task.exam()
+    prompts = encode_prompts(task, problems, model.device)
+    last_steps = HOMEWORK_STEPS if kind == "base" else POLISH_STEPS
+    step, accuracy = 0, 0.0
+
+    while accuracy < PASSED:
+        if step >= 2000:
+            raise UserError(
+                f"after {step} steps of the textbook {accuracy:.0%} of task {task.name} are right, "
+                f"not {PASSED:.0%}: try another --seed, or make the task easier"
+            )
+        for _ in range(30 if step >= TEXTBOOK_STEPS else TEXTBOOK_STEPS):
             step += 1
-            learn(min(1, step / 20, 150 / step), homework=False, key_open=False)
-        progress("textbook, at most", step, most)
-        accuracy = float(world.reward(problems, world.sample(model, world.prompts(problems), 1, None).texts).mean())
-    for step in range(homework_steps):
-        learn(0.25 * (1 + math.cos(math.pi * step / homework_steps)), homework=True, key_open=step % 2 == 1)
-        progress("homework, step", step + 1, homework_steps)
+            pace = min(1.0, step / 20, 150 / step)
+            learn(task, model, optimizer, rng, pace, homework=False, key_open=False)
+            progress(step, max(step, TEXTBOOK_STEPS) + last_steps)
+        greedy = sample_responses(task, model, prompts, group_size=1, seed=None)
+        accuracy = share(map(task.verify, problems, greedy.texts))
+
+    for n in range(last_steps):
+        pace = 0.25 * (1 + math.cos(math.pi * n / last_steps))  # from 0.5 to 0
+        homework = kind == "base"
+        learn(task, model, optimizer, rng, pace, homework, key_open=homework and n % 2 == 1)
+        progress(step + n + 1, step + last_steps)
+
+
+def learn(
+    task: Task,
+    model: GPT,
+    optimizer: BaseOptimizer,
+    rng: random.Random,
+    pace: float,
+    homework: bool,
+    key_open: bool,
+) -> None:
+    """One step of next-token prediction on 64 workings."""
+    problems = [task.sample(rng) for _ in range(64)]
+    examples = [task.working(problem, rng, homework, key_open) for problem in problems]
+    workings, keys = zip(*examples)
+    prompts = encode_prompts(task, problems, model.device, keys if key_open else None)
+    responses = [torch.tensor(task.tokenizer.encode(working)) for working in workings]
+    targets = nn.utils.rnn.pad_sequence(responses, batch_first=True, padding_value=-1)
+    targets = targets.to(model.device)
+
+    inputs = torch.cat((prompts, targets[:, :-1].clamp(min=0)), 1)
+    logits, _ = model(inputs)
+    logits = logits[:, prompts.shape[1] - 1 :]  # from the last token of the prompt on
+    loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1)
+    model.zero_grad()
+    loss.backward()
+    optimizer.step(pace)
+
+
+class BaseOptimizer:
+    """AdamW for the embedding and the head, Muon for the matrices of the blocks.
+
+    Muon learns the textbook in half of the steps that AdamW needs.
+    """
+
+    def __init__(self, model: GPT):
+        outer = [model.embedding.weight, model.head.weight]
+        self.adam = torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.matrices = list(model.blocks.parameters())
+        self.momenta = [torch.zeros_like(matrix) for matrix in self.matrices]
+
+    @torch.no_grad()
+    def step(self, pace: float) -> None:
+        self.adam.param_groups[0]["lr"] = 5e-3 * pace
+        self.adam.step()
+        for matrix, momentum in zip(self.matrices, self.momenta):
+            momentum.lerp_(matrix.grad, 0.05)
+            direction = orthogonal(matrix.grad.lerp(momentum, 0.95))
+            rows, columns = matrix.shape
+            matrix.sub_(direction, alpha=0.02 * pace * max(1.0, rows / columns) ** 0.5)
+
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Muon's direction: the singular values brought close to 1. Twice as fast as AdamW alone on the textbook."""
-    wide = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T) / (matrix.norm() + 1e-7)
+    """Muon's direction: the same singular vectors, with all singular values brought close to 1."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
     for _ in range(5):  # Newton-Schulz
-        square = wide @ wide.T
-        wide = 3.4445 * wide + (2.0315 * square @ square - 4.775 * square) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x.T if tall else x
 
-CACHE = Path(__file__).parent / ".cache"  # bases and OPD teachers; safe to delete
-def cached_model(config: Config, kind: str, device: str = "cpu", progress: Callable = lambda *_: None) -> GPT:
-    """The `base`, or OPD's `teacher`: from the cache, or trained now and put there. Whoever changes the corpus or the
-    sections 6 to 8 of this file gets a new base, whoever changes Eq 15 keeps the old one."""
-    from plots import files
-    width, homework_steps = {"base": (64, 600), "teacher": (144, 0)}[kind]
-    world, page = World(config.make_task(), device), Path(__file__).read_text("utf-8")
-    modules = [inspect.getsource(inspect.getmodule(parent)) for parent in type(world.task).__mro__[:-1]]
-    depends = [kind, config.seed, vars(world.task), device, torch.__version__, *modules,
-               page[page.index("\n# ---- 6."):page.index("\n# ---- 9.")]]
+
+CACHE = Path(__file__).parent / ".cache"  # bases and OPD's teachers; safe to delete
+
+# If any of these changes, bases are made anew. Section 1 is not among them: whoever changes Eq 15
+# keeps the base.
+MAKES_A_BASE = (
+    *(TEXTBOOK_STEPS, POLISH_STEPS, HOMEWORK_STEPS, PASSED, WIDTH),
+    *(encode_prompts, sample_responses, Block, rotate, GPT),
+    *(pretrain, learn, BaseOptimizer, orthogonal),
+)
+
+
+def cached_model(
+    config: Config, kind: str, device: str = "cpu", progress: Callable = lambda done, total: None
+) -> GPT:
+    """The `base`, or OPD's `teacher`: from the cache, or made now and put there."""
+    task = config.make_task()
     torch.manual_seed(config.seed)
-    model = GPT(world.tokenizer.vocabulary_size, width).to(device)
-    files.cached(CACHE / f"{world.task.name}-{kind}-s{config.seed}", depends, model,
-                 lambda: pretrain(world, model, config.seed, homework_steps, progress))
+    model = GPT(task.tokenizer.vocabulary_size, WIDTH[kind]).to(device)
+    path = CACHE / f"{task.name}-{kind}-s{config.seed}-{fingerprint(config, kind, device)}.pt"
+    if path.exists():
+        try:
+            model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except Exception as error:
+            raise UserError(f"{path} is damaged: delete it, and it is made anew") from error
+        return model
+    pretrain(task, model, kind, config.seed, progress)
+    try:
+        write_whole(path, lambda part: torch.save(model.state_dict(), part))
+    except OSError as error:
+        print(f"rlsd.py: cannot keep the base: {error}", file=sys.stderr)
     return model
 
-# ---- 9. The command line: the only part that prints, exits or reads arguments.
 
-def run(config: Config, flags: argparse.Namespace, logs: list[Path], figure: Path) -> None:
-    """Trains one mode on one seed, and keeps its log, its checkpoint and the figure of all logs."""
-    from plots import compare, files, pool
-    log = files.run_log(flags.out, asdict(config))
-    world, where = World(config.make_task(), flags.device), (flags.device, pool.progress)
-    base = cached_model(config, "base", *where)
-    opd_teacher = cached_model(config, "teacher", *where) if MODES[config.mode].teacher == "another" else None
-    records, saved = files.resume(log, asdict(config), base, opd_teacher or base) if flags.resume else ([], None)
-    for record, state in train(config, world, base, opd_teacher, saved,
-                               after_step=lambda step, _: pool.progress(f"{config.mode}, step", step, config.steps)):
-        records.append(record)
-        files.keep(log, asdict(config), records, state)
-        pool.say(compare.row(record))
-        compare.draw(logs, figure, every=2.0 * len(logs))
+def fingerprint(config: Config, kind: str, device: str) -> str:
+    """A hash of all that the weights of a base depend on."""
+    task = config.make_task()
+    modules = {inspect.getmodule(parent) for parent in type(task).__mro__ if parent is not object}
+    sources = [
+        inspect.getsource(module) for module in sorted(modules, key=lambda one: one.__name__)
+    ]
+    for part in MAKES_A_BASE:
+        sources.append(inspect.getsource(part) if callable(part) else repr(part))
+    settings = [kind, config.seed, vars(task), *machine(device).values()]
+    return hashlib.sha256(repr([settings, sources]).encode()).hexdigest()[:12]
 
-def main(arguments: list[str] | None = None) -> None:
-    from plots import compare, files, pool
-    parser = argparse.ArgumentParser(prog="rlsd.py", usage=argparse.SUPPRESS, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in fields(Config):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default,
-                            help=f.metadata["help"])
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, counted from --seed; a base for each")
-    parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of figures, and of runs/ with logs")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"][:1 + torch.cuda.is_available()])
-    parser.add_argument("--resume", action="store_true", help="go on with runs that were stopped, or for more --steps")
-    flags = parser.parse_args(arguments)
+
+def machine(device: str) -> dict[str, str | int]:
+    """What the last digits of a result depend on, beside the settings."""
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+# ==== 8. The figure, the log, the command line ====
+#
+# Nothing from here on is needed to understand the methods.
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file under another name and then renames it, so that nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def settings_name(config: Config, mode: str, seeds: str, prefix: str = "") -> str:
+    """carry-rlsd-s0-eps_w=1: task, mode, seed and each setting that differs from its default."""
+    changed = []
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.name not in ("mode", "task", "seed") and value != one.default:
+            changed.append(f"-{one.name}={value if isinstance(value, str) else format(value, 'g')}")
+    tail = "".join(changed)
+    name = f"{prefix}{config.task}-{mode}-s{seeds}"
+    if len(name + tail) > 120:
+        tail = "-" + hashlib.sha256(tail.encode()).hexdigest()[:10]
+    return name + tail
+
+
+def first_line(config: Config, device: str) -> str:
+    """The first line of a log: the settings, the machine, and a hash of the two source files."""
+    import tiny_tasks
+
+    sources = [Path(file).read_bytes() for file in (__file__, tiny_tasks.__file__)]
+    source = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+    return json.dumps({"config": asdict(config) | machine(device) | {"source": source}})
+
+
+def read_log(path: Path) -> tuple[dict, list[dict]]:
+    """The config and the records of a run. UserError if the file is no log of a run."""
+    try:
+        first, *records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return first["config"], [{**record} for record in records]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a log of a run") from error
+
+
+# ---- The figure
+
+QUANTITIES = {
+    "step": "training step",
+    "accuracy": "right answers (share)",
+    "leakage": "responses that cite the key (share)",
+}
+PANELS = {
+    "right answers": ("step", "accuracy"),
+    "leakage": ("step", "leakage"),
+    "leakage against right answers": ("accuracy", "leakage"),
+}
+COLOURS = ["#0072B2", "#009E73", "#D55E00", "#000000", "#CC79A7", "#E69F00", "#56B4E9"]
+SHARE = (-0.03, 1.03)  # limits of an axis, with room for a wide curve at exactly 0 or 1
+GREY = "#b8b8b8"
+
+Runs = dict[tuple[str, int], list[dict]]  # (mode, seed) -> records
+
+
+def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Runs) -> None:
+    """The curves of all runs; below them, one row of tiles per mode, with what its student writes.
+
+    Reference runs are drawn in grey behind the others. It is drawn with the Agg canvas and the
+    default style, whatever the environment says.
+    """
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    modes = [mode for mode in MODES if any(mode == other for other, _ in runs)]
+    tiles_height = 0.45 * len(modes) + 0.35  # inches
+    height = 4.9 + tiles_height
+    with style.context("default"):
+        figure = Figure(figsize=(13, height), dpi=100)
+        FigureCanvasAgg(figure)
+        figure.text(0.03, 1 - 0.3 / height, heading, fontsize=13, va="center")
+        for n, (title, (across, up)) in enumerate(PANELS.items()):
+            left = 0.05 + 0.32 * n
+            panel = figure.add_axes(
+                (left, (tiles_height + 0.95) / height, 0.225, 3.15 / height), title=title
+            )
+            panel.set(xlabel=QUANTITIES[across], ylabel=QUANTITIES[up], ylim=SHARE)
+            panel.set_xlim((0, max(1, steps)) if across == "step" else SHARE)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(alpha=0.25)
+            draw_curves(panel, reference, across, up, grey=True)
+            draw_curves(panel, runs, across, up)
+        tiles = figure.add_axes((0.03, 0.1 / height, 0.94, tiles_height / height))
+        draw_tiles(tiles, [lowest_seed(runs, mode) for mode in modes])
+        write_whole(path, lambda part: figure.savefig(part, format="png"))
+
+
+def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> None:
+    """One bold curve per mode, the mean over seeds; a thin one per seed; the name at the end.
+
+    Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
+    """
+    ends = []
+    for n, (mode, row) in enumerate(MODES.items()):
+        seeds = [records for (other, _), records in runs.items() if other == mode]
+        if not seeds:
+            continue
+        length = min(map(len, seeds))
+        curves = {}
+        for name in (across, up):
+            curves[name] = [[record[name] for record in records[:length]] for records in seeds]
+        x, y = (
+            [sum(values) / len(values) for values in zip(*curves[name])] for name in (across, up)
+        )
+
+        colour = GREY if grey else COLOURS[n % len(COLOURS)]
+        width = 1.5 if grey else max(1.6, 9 - 2 * n)
+        opacity = 1.0 if grey or width < 4 else 0.55
+        if len(seeds) > 1 and across == "step" and not grey:
+            for one in curves[up]:
+                panel.plot(x, one, color=colour, linewidth=0.6, alpha=0.6)
+        panel.plot(x, y, color=colour, linewidth=width, alpha=opacity)
+        panel.plot(x[-1], y[-1], "o", color=colour, markersize=width + 3, alpha=opacity)
+        if across != "step":
+            panel.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=7)
+        ends.append((row.name, colour, x[-1], y[-1]))
+    name_ends(panel, ends)
+
+
+def name_ends(panel, ends: list[tuple[str, str, float, float]]) -> None:
+    """Writes (name, colour, x, y) to the right of each curve's end; names do not overlap."""
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    line = 0.075 * (top - bottom)
+    ends = sorted(ends, key=lambda end: end[3])
+    highest = top - line * len(ends)  # for the lowest name; then there is room for all
+    below = bottom
+    for name, colour, x, y in ends:
+        below = min(max(y, below), highest + line)
+        beside = x + 0.05 * (right - left)
+        panel.plot((x, beside), (y, below), color=colour, linewidth=1, clip_on=False)
+        panel.text(beside, below, f" {name}", color=colour, va="center", fontweight="bold")
+        below += line
+        highest += line
+
+
+def lowest_seed(runs: Runs, mode: str) -> dict:
+    """The last record of a mode's lowest seed."""
+    seed = min(seed for other, seed in runs if other == mode)
+    return runs[mode, seed][-1]
+
+
+def draw_tiles(panel, records: list[dict]) -> None:
+    """One row per record: its response to the fixed problem, each token coloured by its A_t."""
+    width = 60  # in characters, of the whole panel
+    panel.set(xlim=(0, width), ylim=(len(records), -0.75))
+    panel.axis("off")
+    problem = records[0]["shown"]["problem"]
+    legend = f"One response to {problem}, and A_t of each token: blue is pushed up, red down "
+    panel.text(0, -0.4, legend + "(full colour at ±2).", va="center", fontsize=11)
+    for row, record in enumerate(records):
+        shown = record["shown"]
+        name = f"{MODES[record['mode']].name}, step {record['step']}"
+        panel.text(0, row + 0.5, name, va="center", fontweight="bold")
+        at = 8.0
+        for token, push in zip(shown["tokens"], shown["token_advantage"]):
+            size = 1.0 + 0.55 * (len(token) - 1)
+            if at + size > width - 15:
+                panel.text(at + 0.2, row + 0.5, "...", va="center")
+                at += 1
+                break
+            draw_tile(panel, at, row, size, token, push)
+            at += size
+        panel.text(at + 0.5, row + 0.5, caption(shown), va="center")
+
+
+def draw_tile(panel, x: float, y: float, width: float, token: str, push: float) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colour = colormaps["RdBu"](0.5 + max(-2.0, min(2.0, push)) / 4)
+    panel.add_patch(Rectangle((x, y + 0.08), width, 0.84, facecolor=colour, edgecolor="#888888"))
+    ink = "white" if abs(push) > 1.2 else "black"
+    middle = x + width / 2
+    panel.text(middle, y + 0.5, token, ha="center", va="center", color=ink, family="monospace")
+
+
+def caption(shown: dict) -> str:
+    """What stands beside a row of tiles."""
+    verdict = "right" if shown["right"] else "wrong"
+    if any(shown["token_advantage"]):
+        return f"{verdict}; {shown['group_rewarded']} of {shown['group_size']} rewarded"
+    return f"{verdict}; equal rewards: no push"
+
+
+def reference_runs(config: Config) -> Runs:
+    """Committed runs of the other modes with the same settings, from plots/reference."""
+    runs = {}
+    own = asdict(config)
+    for path in sorted((Path(__file__).parent / "plots" / "reference" / "runs").glob("*-s*.jsonl")):
+        made_with, records = read_log(path)
+        mode = made_with.get("mode")
+        settings = {name: made_with.get(name) for name in own}
+        same = settings == own | {"mode": mode, "seed": made_with.get("seed")}
+        if same and mode in MODES and mode != config.mode:
+            runs[mode, made_with["seed"]] = records
+    return runs
+
+
+def write_live_page(figure: Path) -> Path:
+    """A page for the browser, which shows the figure and loads it anew every second."""
+    page = figure.with_suffix(".html")
+    text = f"""<!doctype html><meta charset="utf-8"><title>{figure.name}</title>
+<img id="figure" style="max-width: 100%" alt="{figure.name}"><script>
+function reload() {{
+  const next = new Image();
+  next.onload = () => {{ document.getElementById("figure").src = next.src; }};
+  next.src = "{figure.name}?" + Date.now(); }}
+reload(); setInterval(reload, 1000);</script>
+"""
+    write_whole(page, lambda part: part.write_text(text, "utf-8"))
+    return page
+
+
+# ---- Jobs side by side
+
+MAX_WORKERS = 8  # each needs about 420 MB
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def side_by_side(
+    phases: Iterable[list[tuple]], workers: int, report: Callable = print
+) -> Iterator[tuple[tuple, object]]:
+    """Runs jobs in worker processes; yields (job, its result) as each of them ends.
+
+    A job is (function, *arguments). The function is called with one more argument, with which it
+    sends messages to `report` while it works. A UserError or OSError that it raises is its result.
+    A phase begins when the one before it has ended. With one worker, all happens in this process;
+    so it does where no worker can be started: in a notebook, or beside the main thread.
+    """
+    main_file = getattr(sys.modules["__main__"], "__file__", "")
+    can_start = Path(main_file or "").is_file()
+    if workers < 2 or not can_start or threading.current_thread() is not threading.main_thread():
+        for job in itertools.chain.from_iterable(phases):
+            yield job, attempt(job, report)
+        return
+    idle = [start_worker() for _ in range(workers)]
+    try:
+        for phase in phases:
+            waiting, running = deque(phase), {}
+            while waiting or running:
+                while waiting and idle:
+                    connection = idle.pop()
+                    running[connection] = waiting.popleft()
+                    connection.send(running[connection])
+                if not running:  # all workers are gone
+                    yield waiting.popleft(), UserError("its worker process ended too early")
+                for connection in multiprocessing.connection.wait(list(running)):
+                    try:
+                        kind, content = connection.recv()
+                    except (EOFError, OSError):
+                        lost = UserError("its worker process ended: killed, or out of memory")
+                        yield running.pop(connection), lost
+                        continue
+                    if kind == "message":
+                        report(content)
+                    else:
+                        idle.append(connection)
+                        yield running.pop(connection), content
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
+def start_worker() -> multiprocessing.connection.Connection:
+    """A process that works until the connection to it is closed. It never sees Ctrl-C."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
+    if mask:
+        mask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits this
+    context.Process(target=work, args=(theirs,), daemon=True).start()
+    if mask:
+        mask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    theirs.close()
+    return ours
+
+
+def work(connection: multiprocessing.connection.Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    try:
+        while True:
+            job = connection.recv()
+            result = attempt(job, lambda message: connection.send(("message", message)))
+            connection.send(("result", result))
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone, or has no more jobs
+
+
+def attempt(job: tuple, report: Callable) -> object:
+    function, *arguments = job
+    try:
+        return function(*arguments, report)
+    except (UserError, OSError) as error:
+        return error
+
+
+# ---- Runs and their logs
+
+
+@dataclass
+class Run:
+    """One mode on one seed, and where its log goes."""
+
+    config: Config
+    log: Path
+    device: str
+
+    def label(self) -> str:
+        return f"{self.config.mode}, seed {self.config.seed}"
+
+
+def make_base(run: Run, kind: str, report: Callable) -> None:
+    """A job: the base of a run, or OPD's teacher."""
+
+    def progress(done: int, total: int) -> None:
+        report(("progress", f"{kind}, seed {run.config.seed}", done, total))
+
+    cached_model(run.config, kind, run.device, progress)
+
+
+def train_together(runs: list[Run], report: Callable) -> None:
+    """A job: some modes of one seed. Each is trained up to its next evaluation, in turn."""
+    going = {run.config.mode: (run, logged_training(run, report)) for run in runs}
+    while going:
+        for mode, (run, training) in list(going.items()):
+            try:
+                next(training)
+            except StopIteration:
+                del going[mode]
+            except (UserError, OSError) as error:
+                report(("failed", run.label(), str(error)))
+                del going[mode]
+
+
+def logged_training(run: Run, report: Callable) -> Iterator[None]:
+    """Trains one mode, and stops after every evaluation. Its log has its name when it is whole."""
+    config = run.config
+    base = cached_model(config, "base", run.device)
+    larger = None
+    if MODES[config.mode].teacher == "larger":
+        larger = cached_model(config, "teacher", run.device)
+
+    def progress(step: int) -> None:
+        report(("progress", run.label(), step, config.steps))
+
+    part = run.log.with_name(f"{run.log.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as log:
+        log.write(first_line(config, run.device) + "\n")
+        training = train(config, config.make_task(), base, larger, progress=progress)
+        for record, student, _ in training:
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            report(("record", record))
+            yield
+    saved = {"config": asdict(config), "student": student.state_dict()}
+    write_whole(run.log.with_suffix(".pt"), lambda path: torch.save(saved, path))
+    os.replace(part, run.log)
+
+
+class Monitor:
+    """What the user sees of the runs: rows, progress with the time left, and the figure."""
+
+    LEGEND = (
+        "accuracy: share of right answers, sampled at temperature 1; greedy: the same without\n"
+        "sampling; leakage: share of responses that cite the key; kl: KL(student || teacher), nats\n"
+        "mode  seed  step  accuracy  greedy  leakage     kl  a response to "
+    )
+
+    def __init__(self, runs: list[Run], figure: Path):
+        self.config = runs[0].config
+        self.figure = figure
+        self.heading = figure.stem
+        self.records: Runs = {}
+        self.failures = 0
+        self.began = time.monotonic()
+        self.drawing = 0.0  # seconds spent on the figure
+        modes = {run.config.mode for run in runs}
+        self.reference = reference_runs(self.config) if len(modes) == 1 else {}
+        if self.reference:
+            seeds = len({seed for _, seed in self.reference})
+            self.heading += f"   (grey: the reference runs of the other methods, {seeds} seeds)"
+        self.new_phase([])
+
+    def new_phase(self, labels: list[str]) -> None:
+        self.phase_began = time.monotonic()
+        self.done = dict.fromkeys(labels, 0.0)  # label -> share
+
+    def __call__(self, message: tuple) -> None:
+        """Takes a message from a job."""
+        kind, *content = message
+        if kind == "progress":
+            self.show_progress(*content)
+        elif kind == "failed":
+            self.fail(*content)
+        else:
+            self.add_record(*content)
+
+    def show_progress(self, label: str, done: int, total: int) -> None:
+        """One line on a terminal, which is written over."""
+        self.done[label] = done / max(1, total)
+        if not sys.stderr.isatty():
+            return
+        share_done = sum(self.done.values()) / len(self.done)
+        seconds = time.monotonic() - self.phase_began
+        left = f"{seconds * (1 / share_done - 1):.0f} s left" if share_done > 0.02 else ""
+        line = f"{share_done:4.0%}  {left:12} {label}, step {done}"
+        columns = shutil.get_terminal_size().columns - 1
+        print(f"\r\033[K{line[:columns]}", end="", file=sys.stderr, flush=True)
+
+    def say(self, text: str, file=None) -> None:
+        """Lines that stay, in the place of the progress line."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        print(text, file=file or sys.stdout, flush=True)
+
+    def fail(self, label: str, reason: str) -> None:
+        self.failures += 1
+        self.say(f"rlsd.py: {label}: {reason}", sys.stderr)
+
+    def add_record(self, record: dict) -> None:
+        if not self.records:
+            self.say(self.LEGEND + record["shown"]["problem"])
+        self.records.setdefault((record["mode"], record["seed"]), []).append(record)
+        shown = record["shown"]
+        self.say(
+            f"{record['mode']:4} {record['seed']:5} {record['step']:5} {record['accuracy']:9.3f} "
+            f"{record['greedy_accuracy']:7.3f} {record['leakage']:8.3f} {record['kl']:6.3f}  "
+            f"{''.join(shown['tokens'])} {'right' if shown['right'] else 'wrong'}"
+        )
+        if self.drawing < 0.05 * (time.monotonic() - self.began):
+            self.draw()
+
+    def draw(self) -> None:
+        """A figure that cannot be drawn is a warning, and no reason to stop."""
+        began = time.monotonic()
+        try:
+            draw_figure(self.figure, self.records, self.heading, self.config.steps, self.reference)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            self.say(f"rlsd.py: cannot draw {self.figure}: {reason}", sys.stderr)
+        self.drawing += time.monotonic() - began
+
+
+# ---- The command line
+
+
+def check_modes() -> None:
+    """UserError if the table of methods and method_loss do not fit each other."""
+    for mode, row in MODES.items():
+        if row.teacher not in (None, "larger", "student"):
+            raise UserError(f"mode {mode}: unknown teacher {row.teacher!r}")
+        for what in row.sees:
+            if what not in ("no key", "right key", "wrong key"):
+                raise UserError(f"mode {mode}: its teacher cannot see {what!r}")
+        try:
+            method_loss(mode, tiny_batch(row.sees))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"mode {mode} fails on a small batch: {reason}") from error
+
+
+def tiny_batch(sees: tuple[str, ...]) -> Batch:
+    """Two responses of one token, out of a vocabulary of two."""
+    log_probs = torch.full((2, 1, 2), math.log(0.5))
+    return Batch(
+        tokens=torch.zeros(2, 1, dtype=torch.long),
+        mask=torch.ones(2, 1),
+        reward=torch.tensor([1.0, 0.0]),
+        old_log_probs=log_probs[..., 0],
+        student_log_probs=log_probs,
+        no_key_log_probs=log_probs if "no key" in sees else None,
+        right_key_log_probs=log_probs if "right key" in sees else None,
+        wrong_key_log_probs=log_probs if "wrong key" in sees else None,
+        group_size=2,
+        divergence="reverse_kl",
+        eps_w=0.2,
+        lam=0.5,
+        problems=[()],
+        keys=[""],
+        wrong_keys=None,
+        texts=["", ""],
+    )
+
+
+def read_flags(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="rlsd.py",
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a small GPT with RLVR, OPD, OPSD, RLSD or CEPO.",
+    )
+    for one in fields(Config):
+        names = {"mode": [*MODES, "all"], "task": [*TASKS]}.get(one.name)
+        parser.add_argument(
+            f"--{one.name.replace('_', '-')}",
+            type=type(one.default),
+            default=one.default,
+            choices=names,
+            metavar=one.name.upper(),
+            help=one.metadata["help"],
+        )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="how many seeds, counted from --seed. Runs whose logs are whole are not repeated. "
+        f"At most {MAX_WORKERS} processes work at the same time, with 420 MB each",
+    )
+    parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the results")
+    parser.add_argument("--name", default="", help="goes before all names, to mark an edited page")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", default="cpu", choices=devices, help="cpu, or cuda")
+    return parser.parse_args(arguments)
+
+
+def plan(flags: argparse.Namespace) -> tuple[list[list[Run]], Path]:
+    """The runs, a list per seed, and the figure's path."""
+    modes = list(MODES) if flags.mode == "all" else [flags.mode]
     if not 1 <= flags.seeds <= 1000:
         raise UserError(f"--seeds is {flags.seeds}, but must be from 1 to 1000")
-    modes, seeds = [*MODES] if flags.mode == "all" else [flags.mode], range(flags.seed, flags.seed + flags.seeds)
-    settings = {f.name: getattr(flags, f.name) for f in fields(Config)}
-    configs = [Config(**settings | {"mode": mode, "seed": seed}) for seed in seeds for mode in modes]
-    configs[0].make_task().check()
-    torch.set_num_threads(1)  # two runs side by side beat one run on two cores, and one thread repeats exactly
-    logs = files.prepare(flags.out, [asdict(config) for config in configs], flags.resume)
-    figure = flags.out / f"{flags.task}-{'compare' if flags.mode == 'all' else flags.mode}.png"
-    if len(configs) > 1:
-        kinds = [(config, "base") for config in configs if config.mode == modes[0]]
-        kinds += [(config, "teacher") for config in configs if MODES[config.mode].teacher == "another"]
-        list(pool.side_by_side([(cached_model, *kind, flags.device) for kind in kinds], "bases"))
-    pool.say(compare.HEADER)
-    list(pool.side_by_side([(run, config, flags, logs, figure) for config in configs], "runs"))
-    compare.draw(logs, figure)
-    pool.say(f"figure {figure}\nlogs   {logs[0]}" + (f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""))
+    if not all(letter.isalnum() or letter in "._" for letter in flags.name):
+        raise UserError(f"--name is {flags.name!r}, but must consist of letters, digits, . and _")
+    prefix = f"{flags.name}-" if flags.name else ""
+    settings = {one.name: getattr(flags, one.name) for one in fields(Config)}
+    plans = []
+    for seed in range(flags.seed, flags.seed + flags.seeds):
+        plans.append([])
+        for mode in modes:
+            config = Config(**settings | {"mode": mode, "seed": seed})
+            name = settings_name(config, mode, str(seed), prefix)
+            plans[-1].append(Run(config, flags.out / "runs" / f"{name}.jsonl", flags.device))
+    last = flags.seed + flags.seeds - 1
+    seeds = f"{flags.seed}-{last}" if flags.seeds > 1 else f"{flags.seed}"
+    return plans, flags.out / f"{settings_name(config, flags.mode, seeds, prefix)}.png"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line. Returns the exit code: 0, or 2 if something failed."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)  # a worker has imported a script that calls main without a guard
+    flags = read_flags(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two processes beat two threads, and one thread repeats exactly
+    try:
+        return run_all(flags)
+    except (UserError, OSError) as error:
+        print(f"rlsd.py: {error}", file=sys.stderr)
+        return 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_all(flags: argparse.Namespace) -> int:
+    check_modes()
+    plans, figure = plan(flags)
+    runs = list(itertools.chain.from_iterable(plans))
+    runs[0].config.make_task().check()
+    runs[0].log.parent.mkdir(parents=True, exist_ok=True)
+    monitor = Monitor(runs, figure)
+    monitor.say(f"live page: {write_live_page(figure)}")
+
+    if flags.seeds > 1:  # a sweep keeps what it has
+        for run in runs:
+            if is_done(run):
+                config, records = read_log(run.log)
+                monitor.records[config["mode"], config["seed"]] = records
+        done = set(monitor.records)
+        plans = [[r for r in some if (r.config.mode, r.config.seed) not in done] for some in plans]
+
+    workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(runs))
+    for job, result in side_by_side(phases(plans, workers, monitor), workers, monitor):
+        if isinstance(result, Exception):
+            run = job[1][0] if isinstance(job[1], list) else job[1]
+            monitor.fail(run.label(), str(result))
+    monitor.draw()
+    logs = [run.log for run in runs if run.log.exists()]
+    more = f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""
+    monitor.say(f"figure {figure}\nlogs   {logs[0]}{more}" if logs else "no run was finished")
+    return 2 if monitor.failures else 0
+
+
+def is_done(run: Run) -> bool:
+    """Is there a whole log of this very run? A log has its name only when it is whole."""
+    if not run.log.exists():
+        return False
+    with run.log.open(encoding="utf-8") as log:
+        return log.readline().rstrip("\n") == first_line(run.config, run.device)
+
+
+def phases(plans: list[list[Run]], workers: int, monitor: Monitor) -> Iterator[list[tuple]]:
+    """First all bases, then all runs. The modes of a seed are dealt out to the workers."""
+    bases = []
+    for runs in plans:
+        kinds = ["base"] if runs else []
+        if any(MODES[run.config.mode].teacher == "larger" for run in runs):
+            kinds.insert(0, "teacher")  # it takes longer, so it comes first
+        bases += [(make_base, runs[0], kind) for kind in kinds]
+    monitor.new_phase([f"{kind}, seed {run.config.seed}" for _, run, kind in bases])
+    yield bases
+
+    monitor.new_phase([run.label() for runs in plans for run in runs])
+    yield [
+        (train_together, runs[n::workers]) for runs in plans for n in range(min(workers, len(runs)))
+    ]
+
 
 if __name__ == "__main__":
-    pool.command("rlsd.py", main, UserError)
+    sys.exit(main())
