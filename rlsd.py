@@ -116,7 +116,7 @@ def response_mean(value: Tensor, mask: Tensor) -> Tensor:
 
     What stands in the padding, where the mask is 0, may be anything.
     """
-    check_shapes(2, value=value, mask=mask)
+    check_shapes(2, value, mask)
     per_response = value.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)
     return per_response.mean()
 
@@ -129,19 +129,13 @@ def clipped_surrogate(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
 ) -> Tensor:
-    """Eq 2, as a loss to minimise; with an advantage per token, as in Algorithm 1. (B, T) x 4 -> ().
+    """Eq 2 as a loss, with one advantage per token as in Algorithm 1. (B, T) x 4 -> ().
 
     rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high; the numbers are the authors'.
     Here each batch is used for one update only. So rho is 1, the clip never binds, and the gradient
     of this loss is that of -A_t log P_S(y_t).
     """
-    check_shapes(
-        2,
-        log_probs=log_probs,
-        old_log_probs=old_log_probs,
-        token_advantage=token_advantage,
-        mask=mask,
-    )
+    check_shapes(2, log_probs, old_log_probs, token_advantage, mask)
     token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
     rho = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0).exp()
     clipped_rho = rho.clamp(1 - clip_low, 1 + clip_high)
@@ -151,13 +145,14 @@ def clipped_surrogate(
 def divergence(
     student_log_probs: Tensor, teacher_log_probs: Tensor, kind: str, beta: float = 0.5
 ) -> Tensor:
-    """Eq 6: how far the student is from the teacher, over the whole vocabulary. (B, T, V) x 2 -> (B, T).
+    """Eq 6: the student's distance to the teacher at each token. (B, T, V) x 2 -> (B, T).
 
-    In nats per token. The gradient goes through the student only. `reverse_kl` is KL(P_S || P_T),
-    `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) + (1 - beta) KL(P_S || M), where
-    M = beta P_T + (1 - beta) P_S and 0 < beta < 1 (GKD, arXiv:2306.13649).
+    In nats, over the whole vocabulary. The gradient goes through the student only. `reverse_kl` is
+    KL(P_S || P_T), `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) +
+    (1 - beta) KL(P_S || M), where M = beta P_T + (1 - beta) P_S and 0 < beta < 1 (GKD,
+    arXiv:2306.13649).
     """
-    check_shapes(3, student_log_probs=student_log_probs, teacher_log_probs=teacher_log_probs)
+    check_shapes(3, student_log_probs, teacher_log_probs)
     teacher_log_probs = teacher_log_probs.detach()
     if kind == "reverse_kl":
         return kl_divergence(student_log_probs, teacher_log_probs)
@@ -181,12 +176,12 @@ def kl_divergence(p_log_probs: Tensor, q_log_probs: Tensor) -> Tensor:
 
 
 def information_gain(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
-    """Eq 13: Delta_t = log P_T(y_t) - log P_S(y_t), in nats, without a gradient. (B, T) x 2 -> (B, T).
+    """Eq 13: Delta_t = log P_T(y_t) - log P_S(y_t), in nats, no gradient. (B, T) x 2 -> (B, T).
 
     It is positive if the key makes the token likelier. CEPO puts the teacher that sees a wrong key
     in the place of the student.
     """
-    check_shapes(2, teacher_log_probs=teacher_log_probs, student_log_probs=student_log_probs)
+    check_shapes(2, teacher_log_probs, student_log_probs)
     return (teacher_log_probs - student_log_probs).detach()
 
 
@@ -207,8 +202,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
-    Why a key can leak all the same. The clipped weight is never negative (for eps_w up to 1), so
-    each sample's A_t has the sign of its A, whatever the teacher says. But an update follows the
+    Why a key can leak all the same. The clipped weight is never negative, so each sample's
+    A_t has the sign of its A, whatever the teacher says. But an update follows the
     mean over a group, and the mean of A_t need not be 0 where the mean of A is. Take a token that
     all responses of a group have in common, such as their first. RLVR's pushes on it cancel. Under
     Eq 15 they do not: if the teacher likes the token (Delta > 0), its weight is above 1 in right
@@ -220,7 +215,7 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
 
 def lam_at(step: int, lam: float, lam_decay: int) -> float:
-    """lam at a step, where the first step is 1: it falls linearly from lam to 0 over lam_decay steps.
+    """lam falls linearly to 0 over lam_decay steps, from the first step, which is 1.
 
     If lam_decay is 0, lam is held.
     """
@@ -229,11 +224,11 @@ def lam_at(step: int, lam: float, lam_decay: int) -> float:
     return lam * max(0.0, 1 - (step - 1) / lam_decay)
 
 
-def check_shapes(dimensions: int, **tensors: Tensor) -> None:
+def check_shapes(dimensions: int, *tensors: Tensor) -> None:
     """ValueError unless all tensors have one shape; broadcasting would hide the mistake."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != dimensions for shape in shapes.values()):
-        raise ValueError(f"all must have one shape with {dimensions} dimensions, but are {shapes}")
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1 or len(shapes[0]) != dimensions:
+        raise ValueError(f"all must have one shape of {dimensions} dimensions, but have {shapes}")
 
 
 @dataclass
@@ -279,7 +274,7 @@ class Batch:
     # in words, for those who look on: (P,), (P,) and (B,)
     problems: list[tuple]
     keys: list[str]
-    wrong_keys: list[str] | None
+    wrong_keys: list[str]
     texts: list[str]
 
 
@@ -388,67 +383,62 @@ def collect(
     prompts = encode_prompts(task, problems, student.device)
     rollout = sample_responses(task, student, prompts, group_size, rng.getrandbits(62))
 
-    reward, keys = judge(config, task, problems, keys, rollout.texts, rng)
-    wrong_keys = None
-    if "wrong key" in sees:
-        groups = in_groups(rollout.texts, reward, group_size)
-        wrong_keys = [choose_wrong_key(task, *group, key, rng) for group, key in zip(groups, keys)]
+    rewards, right_keys, wrong_keys = [], [], []
+    for n, problem in enumerate(problems):
+        texts = rollout.texts[n * group_size : (n + 1) * group_size]
+        group_rewards, key = judge(config, task, problem, keys[n], texts, rng)
+        rewards += group_rewards
+        right_keys.append(key)
+        wrong_keys.append(choose_wrong_key(task, texts, group_rewards, key, rng))
 
-    def ask(what: str, shown: list[str] | None) -> Tensor | None:
-        if what not in sees:
-            return None
-        prompts_of_teacher = encode_prompts(task, problems, teacher.device, shown)
-        return response_log_probs(teacher, prompts_of_teacher, rollout.tokens)
+    shown = {"no key": None, "right key": right_keys, "wrong key": wrong_keys}
+    teacher_log_probs = dict.fromkeys(shown)
+    for what in sees:
+        prompts = encode_prompts(task, problems, teacher.device, shown[what])
+        teacher_log_probs[what] = response_log_probs(teacher, prompts, rollout.tokens)
 
     return Batch(
         tokens=rollout.tokens,
         mask=rollout.mask,
-        reward=torch.tensor(reward, device=student.device),
+        reward=torch.tensor(rewards, device=student.device),
         old_log_probs=token_log_probs(rollout.log_probs, rollout.tokens),
         student_log_probs=rollout.log_probs,
-        no_key_log_probs=ask("no key", None),
-        right_key_log_probs=ask("right key", keys),
-        wrong_key_log_probs=ask("wrong key", wrong_keys),
+        no_key_log_probs=teacher_log_probs["no key"],
+        right_key_log_probs=teacher_log_probs["right key"],
+        wrong_key_log_probs=teacher_log_probs["wrong key"],
         group_size=group_size,
         divergence=config.divergence,
         eps_w=config.eps_w,
         lam=config.lam,
         problems=problems,
-        keys=keys,
+        keys=right_keys,
         wrong_keys=wrong_keys,
         texts=rollout.texts,
     )
 
 
 def judge(
-    config: Config,
-    task: Task,
-    problems: list[tuple],
-    keys: list[str],
-    texts: list[str],
-    rng: random.Random,
-) -> tuple[list[float], list[str]]:
-    """The verifier: a reward per response, 1 or 0, and the keys. All its errors are made here.
+    config: Config, task: Task, problem: tuple, key: str, texts: list[str], rng: random.Random
+) -> tuple[list[float], str]:
+    """The verifier: a reward, 1 or 0, for each response of a group. All its errors are made here.
 
-    With probability key_noise a group's key is a wrong answer of that group, and this key judges.
+    With probability key_noise the group's key is one of its wrong answers, and this key judges.
     Then a right answer is rejected with probability false_negatives, and a wrong one accepted with
-    probability false_positives.
+    probability false_positives. Returns the rewards and the key.
     """
-    rewards, keys = [], list(keys)
-    group_size = len(texts) // len(problems)
-    for n, problem in enumerate(problems):
-        group = texts[n * group_size : (n + 1) * group_size]
-        right = [task.verify(problem, text) for text in group]
-        wrong_answers = [task.answer(text) for text, is_right in zip(group, right) if not is_right]
-        wrong_answers = [answer for answer in wrong_answers if answer is not None]
-        if wrong_answers and rng.random() < config.key_noise:
-            keys[n] = rng.choice(wrong_answers)
-            right = [task.answer(text) == keys[n] for text in group]
-        for is_right in right:
-            error_rate = config.false_negatives if is_right else config.false_positives
-            is_error = rng.random() < error_rate
-            rewards.append(float(is_right != is_error))
-    return rewards, keys
+    right = [task.verify(problem, text) for text in texts]
+    wrong_answers = [task.answer(text) for text, is_right in zip(texts, right) if not is_right]
+    wrong_answers = [answer for answer in wrong_answers if answer is not None]
+    if wrong_answers and rng.random() < config.key_noise:
+        key = rng.choice(wrong_answers)
+        right = [task.answer(text) == key for text in texts]
+
+    rewards = []
+    for is_right in right:
+        error_rate = config.false_negatives if is_right else config.false_positives
+        is_error = rng.random() < error_rate
+        rewards.append(float(is_right != is_error))
+    return rewards, key
 
 
 def choose_wrong_key(
@@ -473,7 +463,7 @@ def train(
     refresh_teacher: Callable | None = None,
     progress: Callable = lambda step: None,
 ) -> Iterator[tuple[dict, GPT, GPT]]:
-    """Trains one mode. Yields (record, student, teacher) before the first step and per evaluation."""
+    """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation."""
     student = copy.deepcopy(base)
     whose = MODES[config.mode].teacher
     if whose is None:
@@ -548,7 +538,7 @@ def encode_prompts(
 def sample_responses(
     task: Task, model: GPT, prompts: Tensor, group_size: int, seed: int | None
 ) -> Rollout:
-    """group_size responses to each prompt (P, length), at temperature 1; greedily if seed is None."""
+    """group_size responses to each prompt (P, length), at temperature 1; seed None: greedily."""
     generator = None
     if seed is not None:
         generator = torch.Generator(model.device).manual_seed(seed)
@@ -590,12 +580,6 @@ def response_log_probs(model: GPT, prompts: Tensor, tokens: Tensor) -> Tensor:
 def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
     """The log-probabilities of the tokens that were written. (B, T, V), (B, T) -> (B, T)."""
     return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def in_groups(texts: list[str], rewards: list[float], group_size: int) -> Iterator[tuple]:
-    """The texts and rewards of one group after the other."""
-    for start in range(0, len(texts), group_size):
-        yield texts[start : start + group_size], rewards[start : start + group_size]
 
 
 # ==== 4. What is measured ====
@@ -989,7 +973,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def settings_name(config: Config, mode: str, seeds: str, prefix: str = "") -> str:
+def settings_name(config: Config, mode: str, seeds: str) -> str:
     """carry-rlsd-s0-eps_w=1: task, mode, seed and each setting that differs from its default."""
     changed = []
     for one in fields(config):
@@ -997,7 +981,7 @@ def settings_name(config: Config, mode: str, seeds: str, prefix: str = "") -> st
         if one.name not in ("mode", "task", "seed") and value != one.default:
             changed.append(f"-{one.name}={value if isinstance(value, str) else format(value, 'g')}")
     tail = "".join(changed)
-    name = f"{prefix}{config.task}-{mode}-s{seeds}"
+    name = f"{config.task}-{mode}-s{seeds}"
     if len(name + tail) > 120:
         tail = "-" + hashlib.sha256(tail.encode()).hexdigest()[:10]
     return name + tail
@@ -1043,146 +1027,134 @@ Runs = dict[tuple[str, int], list[dict]]  # (mode, seed) -> records
 
 
 def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Runs) -> None:
-    """The curves of all runs; below them, one row of tiles per mode, with what its student writes.
+    """The curves of all runs; below them a row of tiles per mode, with what its student writes.
 
-    Reference runs are drawn in grey behind the others. It is drawn with the Agg canvas and the
-    default style, whatever the environment says.
+    Reference runs are drawn in grey. The canvas is Agg and the style matplotlib's default, whatever
+    the environment says.
     """
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     modes = [mode for mode in MODES if any(mode == other for other, _ in runs)]
-    tiles_height = 0.45 * len(modes) + 0.35  # inches
-    height = 4.9 + tiles_height
+    tiles = 0.45 * len(modes) + 0.4  # the height of the tiles in inches
+    height = tiles + 5.1
     with style.context("default"):
         figure = Figure(figsize=(13, height), dpi=100)
         FigureCanvasAgg(figure)
-        figure.text(0.03, 1 - 0.3 / height, heading, fontsize=13, va="center")
-        for n, (title, (across, up)) in enumerate(PANELS.items()):
-            left = 0.05 + 0.32 * n
-            panel = figure.add_axes(
-                (left, (tiles_height + 0.95) / height, 0.225, 3.15 / height), title=title
+        figure.text(0.03, 1 - 0.3 / height, heading, fontsize=11, va="center")
+        if reference:
+            note = (
+                "grey: reference runs of the other methods with the same settings, mean over seeds"
             )
+            figure.text(0.03, 1 - 0.6 / height, note, color="#808080", va="center")
+        for n, (title, (across, up)) in enumerate(PANELS.items()):
+            box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
+            panel = figure.add_axes(box, title=title)
             panel.set(xlabel=QUANTITIES[across], ylabel=QUANTITIES[up], ylim=SHARE)
             panel.set_xlim((0, max(1, steps)) if across == "step" else SHARE)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
-            draw_curves(panel, reference, across, up, grey=True)
-            draw_curves(panel, runs, across, up)
-        tiles = figure.add_axes((0.03, 0.1 / height, 0.94, tiles_height / height))
-        draw_tiles(tiles, [lowest_seed(runs, mode) for mode in modes])
+            ends = draw_curves(panel, reference, across, up, grey=True)
+            ends += draw_curves(panel, runs, across, up)
+            name_ends(panel, ends)
+        panel = figure.add_axes((0.03, 0.1 / height, 0.94, tiles / height))
+        draw_tiles(panel, [min(of_mode(runs, mode))[1][-1] for mode in modes])
         write_whole(path, lambda part: figure.savefig(part, format="png"))
 
 
-def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> None:
-    """One bold curve per mode, the mean over seeds; a thin one per seed; the name at the end.
+def of_mode(runs: Runs, mode: str) -> list[tuple[int, list[dict]]]:
+    """(seed, records) of a mode's runs."""
+    return [(seed, records) for (other, seed), records in runs.items() if other == mode]
+
+
+def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> list[tuple]:
+    """One bold curve per mode, the mean over seeds, and a thin one per seed.
 
     Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
+    Returns (name, colour, x, y) of each bold curve's end.
     """
     ends = []
-    for n, (mode, row) in enumerate(MODES.items()):
-        seeds = [records for (other, _), records in runs.items() if other == mode]
+    for n, mode in enumerate(MODES):
+        seeds = [records for _, records in of_mode(runs, mode)]
         if not seeds:
             continue
-        length = min(map(len, seeds))
-        curves = {}
-        for name in (across, up):
-            curves[name] = [[record[name] for record in records[:length]] for records in seeds]
+        length = min(map(len, seeds))  # what all seeds have reached
         x, y = (
-            [sum(values) / len(values) for values in zip(*curves[name])] for name in (across, up)
+            torch.tensor([[record[name] for record in records[:length]] for records in seeds])
+            for name in (across, up)
         )
-
         colour = GREY if grey else COLOURS[n % len(COLOURS)]
-        width = 1.5 if grey else max(1.6, 9 - 2 * n)
-        opacity = 1.0 if grey or width < 4 else 0.55
+        width = 1.5 if grey else max(1.6, 9.0 - 2 * n)
+        opacity = 0.55 if width > 4 else 1.0
         if len(seeds) > 1 and across == "step" and not grey:
-            for one in curves[up]:
-                panel.plot(x, one, color=colour, linewidth=0.6, alpha=0.6)
+            panel.plot(x.T, y.T, color=colour, linewidth=0.6, alpha=0.6)
+        x, y = x.float().mean(0).tolist(), y.mean(0).tolist()
         panel.plot(x, y, color=colour, linewidth=width, alpha=opacity)
         panel.plot(x[-1], y[-1], "o", color=colour, markersize=width + 3, alpha=opacity)
         if across != "step":
             panel.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=7)
-        ends.append((row.name, colour, x[-1], y[-1]))
-    name_ends(panel, ends)
+        ends.append((MODES[mode].name, colour, x[-1], y[-1]))
+    return ends
 
 
 def name_ends(panel, ends: list[tuple[str, str, float, float]]) -> None:
-    """Writes (name, colour, x, y) to the right of each curve's end; names do not overlap."""
+    """Writes each name to the right of its curve's end (x, y); names do not overlap."""
     (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
     line = 0.075 * (top - bottom)
-    ends = sorted(ends, key=lambda end: end[3])
-    highest = top - line * len(ends)  # for the lowest name; then there is room for all
-    below = bottom
-    for name, colour, x, y in ends:
-        below = min(max(y, below), highest + line)
-        beside = x + 0.05 * (right - left)
-        panel.plot((x, beside), (y, below), color=colour, linewidth=1, clip_on=False)
-        panel.text(beside, below, f" {name}", color=colour, va="center", fontweight="bold")
-        below += line
-        highest += line
-
-
-def lowest_seed(runs: Runs, mode: str) -> dict:
-    """The last record of a mode's lowest seed."""
-    seed = min(seed for other, seed in runs if other == mode)
-    return runs[mode, seed][-1]
+    lowest = bottom  # where the next name may stand
+    for n, (name, colour, x, y) in enumerate(sorted(ends, key=lambda end: end[3])):
+        highest = top - line * (len(ends) - 1 - n)  # the names above this one need room
+        name_y = min(max(y, lowest), highest)
+        name_x = x + 0.05 * (right - left)
+        panel.plot((x, name_x), (y, name_y), color=colour, linewidth=1, clip_on=False)
+        panel.text(name_x, name_y, f" {name}", color=colour, va="center", fontweight="bold")
+        lowest = name_y + line
 
 
 def draw_tiles(panel, records: list[dict]) -> None:
     """One row per record: its response to the fixed problem, each token coloured by its A_t."""
-    width = 60  # in characters, of the whole panel
-    panel.set(xlim=(0, width), ylim=(len(records), -0.75))
+    from matplotlib import colormaps
+
+    width = 60.0  # of the panel, in tiles
+    panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
     problem = records[0]["shown"]["problem"]
-    legend = f"One response to {problem}, and A_t of each token: blue is pushed up, red down "
-    panel.text(0, -0.4, legend + "(full colour at ±2).", va="center", fontsize=11)
+    legend = f"One response to {problem}, and A_t of each token: blue is pushed up, red is pushed"
+    panel.text(0, -0.5, f"{legend} down, white neither (full colour at 2 and -2).", va="center")
     for row, record in enumerate(records):
-        shown = record["shown"]
+        shown, middle, x = record["shown"], row + 0.5, 8.0
         name = f"{MODES[record['mode']].name}, step {record['step']}"
-        panel.text(0, row + 0.5, name, va="center", fontweight="bold")
-        at = 8.0
+        panel.text(0, middle, name, va="center", fontweight="bold")
         for token, push in zip(shown["tokens"], shown["token_advantage"]):
-            size = 1.0 + 0.55 * (len(token) - 1)
-            if at + size > width - 15:
-                panel.text(at + 0.2, row + 0.5, "...", va="center")
-                at += 1
+            size = 1 + 0.5 * (len(token) - 1)
+            if x + size > width - 15:  # the rest would run out of the panel
+                panel.text(x, middle, " ...", va="center")
+                x += 1.5
                 break
-            draw_tile(panel, at, row, size, token, push)
-            at += size
-        panel.text(at + 0.5, row + 0.5, caption(shown), va="center")
-
-
-def draw_tile(panel, x: float, y: float, width: float, token: str, push: float) -> None:
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    colour = colormaps["RdBu"](0.5 + max(-2.0, min(2.0, push)) / 4)
-    panel.add_patch(Rectangle((x, y + 0.08), width, 0.84, facecolor=colour, edgecolor="#888888"))
-    ink = "white" if abs(push) > 1.2 else "black"
-    middle = x + width / 2
-    panel.text(middle, y + 0.5, token, ha="center", va="center", color=ink, family="monospace")
-
-
-def caption(shown: dict) -> str:
-    """What stands beside a row of tiles."""
-    verdict = "right" if shown["right"] else "wrong"
-    if any(shown["token_advantage"]):
-        return f"{verdict}; {shown['group_rewarded']} of {shown['group_size']} rewarded"
-    return f"{verdict}; equal rewards: no push"
+            box = {"facecolor": colormaps["RdBu"](0.5 + push / 4), "edgecolor": "#888888"}
+            panel.fill_between((x, x + size), row + 0.08, row + 0.92, **box)
+            ink = "white" if abs(push) > 1.2 else "black"
+            at = {"ha": "center", "va": "center", "family": "monospace"}
+            panel.text(x + size / 2, middle, token, color=ink, **at)
+            x += size
+        verdict = "right" if shown["right"] else "wrong"
+        rewarded = f"{shown['group_rewarded']} of {shown['group_size']} rewarded"
+        if not any(shown["token_advantage"]):
+            rewarded = "equal rewards: no push"
+        panel.text(x + 0.5, middle, f"{verdict}; {rewarded}", va="center")
 
 
 def reference_runs(config: Config) -> Runs:
     """Committed runs of the other modes with the same settings, from plots/reference."""
     runs = {}
-    own = asdict(config)
-    for path in sorted((Path(__file__).parent / "plots" / "reference" / "runs").glob("*-s*.jsonl")):
-        made_with, records = read_log(path)
-        mode = made_with.get("mode")
-        settings = {name: made_with.get(name) for name in own}
-        same = settings == own | {"mode": mode, "seed": made_with.get("seed")}
-        if same and mode in MODES and mode != config.mode:
-            runs[mode, made_with["seed"]] = records
+    folder = Path(__file__).parent / "plots" / "reference" / "runs"
+    for path in sorted(folder.glob(f"{config.task}-*-s*.jsonl")):
+        found, records = read_log(path)
+        mode, seed = found["mode"], found["seed"]
+        settings = asdict(config) | {"mode": mode, "seed": seed}
+        if mode in MODES and mode != config.mode and settings.items() <= found.items():
+            runs[mode, seed] = records
     return runs
 
 
@@ -1220,61 +1192,71 @@ def side_by_side(
 
     A job is (function, *arguments). The function is called with one more argument, with which it
     sends messages to `report` while it works. A UserError or OSError that it raises is its result.
-    A phase begins when the one before it has ended. With one worker, all happens in this process;
-    so it does where no worker can be started: in a notebook, or beside the main thread.
+    A phase begins when the one before it has ended. With one worker everything happens in this
+    process; so it does in a notebook, and in a thread, where no worker can be started.
     """
-    main_file = getattr(sys.modules["__main__"], "__file__", "")
-    can_start = Path(main_file or "").is_file()
-    if workers < 2 or not can_start or threading.current_thread() is not threading.main_thread():
+    has_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if workers < 2 or not has_file or not is_main_thread:
         for job in itertools.chain.from_iterable(phases):
             yield job, attempt(job, report)
         return
-    idle = [start_worker() for _ in range(workers)]
     try:
+        idle = start_workers(workers)
         for phase in phases:
             waiting, running = deque(phase), {}
             while waiting or running:
                 while waiting and idle:
-                    connection = idle.pop()
-                    running[connection] = waiting.popleft()
-                    connection.send(running[connection])
-                if not running:  # all workers are gone
-                    yield waiting.popleft(), UserError("its worker process ended too early")
-                for connection in multiprocessing.connection.wait(list(running)):
+                    worker = idle.pop()
+                    running[worker] = waiting.popleft()
+                    worker.send(running[worker])
+                if not running:
+                    raise UserError("all worker processes have ended: killed, or out of memory")
+                for worker in multiprocessing.connection.wait(list(running)):
                     try:
-                        kind, content = connection.recv()
+                        kind, content = worker.recv()
                     except (EOFError, OSError):
-                        lost = UserError("its worker process ended: killed, or out of memory")
-                        yield running.pop(connection), lost
+                        lost = UserError("its worker process has ended: killed, or out of memory")
+                        yield running.pop(worker), lost
                         continue
                     if kind == "message":
                         report(content)
                     else:
-                        idle.append(connection)
-                        yield running.pop(connection), content
+                        idle.append(worker)
+                        yield running.pop(worker), content
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
 
 
-def start_worker() -> multiprocessing.connection.Connection:
-    """A process that works until the connection to it is closed. It never sees Ctrl-C."""
+def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
+    """Connections to processes that wait for jobs. They never see Ctrl-C."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
-    if mask:
-        mask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits this
-    context.Process(target=work, args=(theirs,), daemon=True).start()
-    if mask:
+    mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
+    workers = []
+    for _ in range(count):
+        ours, theirs = context.Pipe()
+        mask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits
+        context.Process(target=work, args=(theirs,), daemon=True).start()
         mask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    theirs.close()
-    return ours
+        theirs.close()
+        workers.append(ours)
+    try:
+        for worker in workers:
+            worker.recv()  # it is ready
+    except EOFError:
+        raise UserError(
+            "worker processes cannot start: in a script, call rlsd.main() only under "
+            'if __name__ == "__main__":'
+        ) from None
+    return workers
 
 
 def work(connection: multiprocessing.connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
+        connection.send("ready")
         while True:
             job = connection.recv()
             result = attempt(job, lambda message: connection.send(("message", message)))
@@ -1302,35 +1284,40 @@ class Run:
     log: Path
     device: str
 
+    @property
     def label(self) -> str:
         return f"{self.config.mode}, seed {self.config.seed}"
+
+    def is_done(self) -> bool:
+        """Is there a log of this very run? A log has its name only when it is whole."""
+        if not self.log.exists():
+            return False
+        with self.log.open(encoding="utf-8") as log:
+            return log.readline().rstrip("\n") == first_line(self.config, self.device)
 
 
 def make_base(run: Run, kind: str, report: Callable) -> None:
     """A job: the base of a run, or OPD's teacher."""
-
-    def progress(done: int, total: int) -> None:
-        report(("progress", f"{kind}, seed {run.config.seed}", done, total))
-
-    cached_model(run.config, kind, run.device, progress)
+    label = f"{kind}, seed {run.config.seed}"
+    cached_model(run.config, kind, run.device, lambda *steps: report(("progress", label, *steps)))
 
 
 def train_together(runs: list[Run], report: Callable) -> None:
     """A job: some modes of one seed. Each is trained up to its next evaluation, in turn."""
-    going = {run.config.mode: (run, logged_training(run, report)) for run in runs}
+    going = [(run, logged_training(run, report)) for run in runs]
     while going:
-        for mode, (run, training) in list(going.items()):
+        for run, training in list(going):
             try:
                 next(training)
             except StopIteration:
-                del going[mode]
+                going.remove((run, training))
             except (UserError, OSError) as error:
-                report(("failed", run.label(), str(error)))
-                del going[mode]
+                report(("failed", run.label, error))
+                going.remove((run, training))
 
 
 def logged_training(run: Run, report: Callable) -> Iterator[None]:
-    """Trains one mode, and stops after every evaluation. Its log has its name when it is whole."""
+    """Trains one mode and stops after every evaluation. Its log gets its name when it is whole."""
     config = run.config
     base = cached_model(config, "base", run.device)
     larger = None
@@ -1338,7 +1325,7 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
         larger = cached_model(config, "teacher", run.device)
 
     def progress(step: int) -> None:
-        report(("progress", run.label(), step, config.steps))
+        report(("progress", run.label, step, config.steps))
 
     part = run.log.with_name(f"{run.log.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as log:
@@ -1354,53 +1341,51 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
     os.replace(part, run.log)
 
 
+HEADER = """\
+accuracy: share of right answers, sampled at temperature 1; greedy: the same without sampling;
+leakage: share of responses that cite the key; kl: KL(student || teacher) in nats per token
+mode  seed  step  accuracy  greedy  leakage     kl  a response to {problem}"""
+
+
+def row(record: dict) -> str:
+    """What a run prints per evaluation."""
+    shown = record["shown"]
+    return (
+        f"{record['mode']:4} {record['seed']:5} {record['step']:5} {record['accuracy']:9.3f} "
+        f"{record['greedy_accuracy']:7.3f} {record['leakage']:8.3f} {record['kl']:6.3f}  "
+        f"{''.join(shown['tokens'])} {'right' if shown['right'] else 'wrong'}"
+    )
+
+
 class Monitor:
     """What the user sees of the runs: rows, progress with the time left, and the figure."""
 
-    LEGEND = (
-        "accuracy: share of right answers, sampled at temperature 1; greedy: the same without\n"
-        "sampling; leakage: share of responses that cite the key; kl: KL(student || teacher), nats\n"
-        "mode  seed  step  accuracy  greedy  leakage     kl  a response to "
-    )
-
-    def __init__(self, runs: list[Run], figure: Path):
-        self.config = runs[0].config
-        self.figure = figure
-        self.heading = figure.stem
-        self.records: Runs = {}
+    def __init__(self, config: Config, figure: Path, reference: Runs):
+        self.config, self.figure, self.reference = config, figure, reference
+        self.runs: Runs = {}
         self.failures = 0
         self.began = time.monotonic()
         self.drawing = 0.0  # seconds spent on the figure
-        modes = {run.config.mode for run in runs}
-        self.reference = reference_runs(self.config) if len(modes) == 1 else {}
-        if self.reference:
-            seeds = len({seed for _, seed in self.reference})
-            self.heading += f"   (grey: the reference runs of the other methods, {seeds} seeds)"
-        self.new_phase([])
 
-    def new_phase(self, labels: list[str]) -> None:
+    def begin(self, labels: list[str]) -> None:
+        """A phase begins, whose jobs report their progress under these labels."""
         self.phase_began = time.monotonic()
-        self.done = dict.fromkeys(labels, 0.0)  # label -> share
+        self.done = dict.fromkeys(labels, 0.0)
 
     def __call__(self, message: tuple) -> None:
         """Takes a message from a job."""
         kind, *content = message
-        if kind == "progress":
-            self.show_progress(*content)
-        elif kind == "failed":
-            self.fail(*content)
-        else:
-            self.add_record(*content)
+        {"progress": self.progress, "failed": self.fail, "record": self.add}[kind](*content)
 
-    def show_progress(self, label: str, done: int, total: int) -> None:
-        """One line on a terminal, which is written over."""
-        self.done[label] = done / max(1, total)
+    def progress(self, label: str, step: int, steps: int) -> None:
+        """One line on a terminal, written over: how much is done, and how long it will take."""
+        self.done[label] = step / max(1, steps)
         if not sys.stderr.isatty():
             return
-        share_done = sum(self.done.values()) / len(self.done)
+        done = sum(self.done.values()) / len(self.done)
         seconds = time.monotonic() - self.phase_began
-        left = f"{seconds * (1 / share_done - 1):.0f} s left" if share_done > 0.02 else ""
-        line = f"{share_done:4.0%}  {left:12} {label}, step {done}"
+        left = f"{seconds * (1 / done - 1):.0f} s left" if done > 0.02 else ""
+        line = f"{done:4.0%}  {left}  {label}, step {step}"
         columns = shutil.get_terminal_size().columns - 1
         print(f"\r\033[K{line[:columns]}", end="", file=sys.stderr, flush=True)
 
@@ -1408,30 +1393,28 @@ class Monitor:
         """Lines that stay, in the place of the progress line."""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-        print(text, file=file or sys.stdout, flush=True)
+        print(text, file=file, flush=True)
 
-    def fail(self, label: str, reason: str) -> None:
+    def fail(self, label: str, reason: object) -> None:
         self.failures += 1
         self.say(f"rlsd.py: {label}: {reason}", sys.stderr)
 
-    def add_record(self, record: dict) -> None:
-        if not self.records:
-            self.say(self.LEGEND + record["shown"]["problem"])
-        self.records.setdefault((record["mode"], record["seed"]), []).append(record)
-        shown = record["shown"]
-        self.say(
-            f"{record['mode']:4} {record['seed']:5} {record['step']:5} {record['accuracy']:9.3f} "
-            f"{record['greedy_accuracy']:7.3f} {record['leakage']:8.3f} {record['kl']:6.3f}  "
-            f"{''.join(shown['tokens'])} {'right' if shown['right'] else 'wrong'}"
-        )
+    def add(self, record: dict) -> None:
+        if not self.runs:
+            self.say(HEADER.format(problem=record["shown"]["problem"]))
+        self.runs.setdefault((record["mode"], record["seed"]), []).append(record)
+        self.say(row(record))
         if self.drawing < 0.05 * (time.monotonic() - self.began):
             self.draw()
 
     def draw(self) -> None:
         """A figure that cannot be drawn is a warning, and no reason to stop."""
+        if not self.runs:
+            return
         began = time.monotonic()
         try:
-            draw_figure(self.figure, self.records, self.heading, self.config.steps, self.reference)
+            heading = self.figure.stem
+            draw_figure(self.figure, self.runs, heading, self.config.steps, self.reference)
         except Exception as error:
             reason = " ".join(str(error).split())
             self.say(f"rlsd.py: cannot draw {self.figure}: {reason}", sys.stderr)
@@ -1441,42 +1424,19 @@ class Monitor:
 # ---- The command line
 
 
-def check_modes() -> None:
-    """UserError if the table of methods and method_loss do not fit each other."""
-    for mode, row in MODES.items():
-        if row.teacher not in (None, "larger", "student"):
-            raise UserError(f"mode {mode}: unknown teacher {row.teacher!r}")
-        for what in row.sees:
-            if what not in ("no key", "right key", "wrong key"):
-                raise UserError(f"mode {mode}: its teacher cannot see {what!r}")
-        try:
-            method_loss(mode, tiny_batch(row.sees))
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"mode {mode} fails on a small batch: {reason}") from error
-
-
-def tiny_batch(sees: tuple[str, ...]) -> Batch:
-    """Two responses of one token, out of a vocabulary of two."""
-    log_probs = torch.full((2, 1, 2), math.log(0.5))
-    return Batch(
-        tokens=torch.zeros(2, 1, dtype=torch.long),
-        mask=torch.ones(2, 1),
-        reward=torch.tensor([1.0, 0.0]),
-        old_log_probs=log_probs[..., 0],
-        student_log_probs=log_probs,
-        no_key_log_probs=log_probs if "no key" in sees else None,
-        right_key_log_probs=log_probs if "right key" in sees else None,
-        wrong_key_log_probs=log_probs if "wrong key" in sees else None,
-        group_size=2,
-        divergence="reverse_kl",
-        eps_w=0.2,
-        lam=0.5,
-        problems=[()],
-        keys=[""],
-        wrong_keys=None,
-        texts=["", ""],
-    )
+def check_mode(config: Config, task: Task) -> None:
+    """UserError if a row of the table of methods and its branch of method_loss do not work."""
+    row = MODES[config.mode]
+    if row.teacher not in (None, "larger", "student"):
+        raise UserError(f"mode {config.mode}: unknown teacher {row.teacher!r}")
+    for what in row.sees:
+        if what not in ("no key", "right key", "wrong key"):
+            raise UserError(f"mode {config.mode}: its teacher cannot see {what!r}")
+    untrained = GPT(task.tokenizer.vocabulary_size, width=8)
+    try:
+        show_response(config, task, untrained, untrained, 1, method_loss)
+    except Exception as error:
+        raise UserError(f"mode {config.mode} cannot be trained: {error}") from error
 
 
 def read_flags(arguments: list[str] | None) -> argparse.Namespace:
@@ -1511,25 +1471,23 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def plan(flags: argparse.Namespace) -> tuple[list[list[Run]], Path]:
-    """The runs, a list per seed, and the figure's path."""
-    modes = list(MODES) if flags.mode == "all" else [flags.mode]
+def plan(flags: argparse.Namespace) -> tuple[list[Run], Path]:
+    """All runs, and the path of their figure."""
     if not 1 <= flags.seeds <= 1000:
         raise UserError(f"--seeds is {flags.seeds}, but must be from 1 to 1000")
     if not all(letter.isalnum() or letter in "._" for letter in flags.name):
         raise UserError(f"--name is {flags.name!r}, but must consist of letters, digits, . and _")
     prefix = f"{flags.name}-" if flags.name else ""
     settings = {one.name: getattr(flags, one.name) for one in fields(Config)}
-    plans = []
-    for seed in range(flags.seed, flags.seed + flags.seeds):
-        plans.append([])
-        for mode in modes:
+    last_seed = flags.seed + flags.seeds - 1
+    runs = []
+    for seed in range(flags.seed, last_seed + 1):
+        for mode in MODES if flags.mode == "all" else [flags.mode]:
             config = Config(**settings | {"mode": mode, "seed": seed})
-            name = settings_name(config, mode, str(seed), prefix)
-            plans[-1].append(Run(config, flags.out / "runs" / f"{name}.jsonl", flags.device))
-    last = flags.seed + flags.seeds - 1
-    seeds = f"{flags.seed}-{last}" if flags.seeds > 1 else f"{flags.seed}"
-    return plans, flags.out / f"{settings_name(config, flags.mode, seeds, prefix)}.png"
+            name = prefix + settings_name(config, mode, f"{seed}")
+            runs.append(Run(config, flags.out / "runs" / f"{name}.jsonl", flags.device))
+    seeds = f"{flags.seed}" if flags.seeds == 1 else f"{flags.seed}-{last_seed}"
+    return runs, flags.out / f"{prefix}{settings_name(config, flags.mode, seeds)}.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1549,57 +1507,53 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_all(flags: argparse.Namespace) -> int:
-    check_modes()
-    plans, figure = plan(flags)
-    runs = list(itertools.chain.from_iterable(plans))
-    runs[0].config.make_task().check()
+    runs, figure = plan(flags)
+    task = runs[0].config.make_task()
+    task.check()
+    for mode in {run.config.mode: run for run in runs}.values():
+        check_mode(mode.config, task)
     runs[0].log.parent.mkdir(parents=True, exist_ok=True)
-    monitor = Monitor(runs, figure)
+    reference = {} if flags.mode == "all" else reference_runs(runs[0].config)
+    monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
 
-    if flags.seeds > 1:  # a sweep keeps what it has
-        for run in runs:
-            if is_done(run):
-                config, records = read_log(run.log)
-                monitor.records[config["mode"], config["seed"]] = records
-        done = set(monitor.records)
-        plans = [[r for r in some if (r.config.mode, r.config.seed) not in done] for some in plans]
-
-    workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(runs))
-    for job, result in side_by_side(phases(plans, workers, monitor), workers, monitor):
+    missing = []
+    for run in runs:
+        if flags.seeds > 1 and run.is_done():  # a sweep keeps what it has
+            monitor.runs[run.config.mode, run.config.seed] = read_log(run.log)[1]
+        else:
+            missing.append(run)
+    workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(missing))
+    for job, result in side_by_side(phases(missing, workers, monitor), workers, monitor):
         if isinstance(result, Exception):
-            run = job[1][0] if isinstance(job[1], list) else job[1]
-            monitor.fail(run.label(), str(result))
+            run = job[1] if job[0] is make_base else job[1][0]
+            monitor.fail(run.label, result)
     monitor.draw()
+
     logs = [run.log for run in runs if run.log.exists()]
-    more = f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""
-    monitor.say(f"figure {figure}\nlogs   {logs[0]}{more}" if logs else "no run was finished")
+    if logs:
+        more = f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""
+        monitor.say(f"figure {figure}\nlogs   {logs[0]}{more}")
     return 2 if monitor.failures else 0
 
 
-def is_done(run: Run) -> bool:
-    """Is there a whole log of this very run? A log has its name only when it is whole."""
-    if not run.log.exists():
-        return False
-    with run.log.open(encoding="utf-8") as log:
-        return log.readline().rstrip("\n") == first_line(run.config, run.device)
-
-
-def phases(plans: list[list[Run]], workers: int, monitor: Monitor) -> Iterator[list[tuple]]:
+def phases(runs: list[Run], workers: int, monitor: Monitor) -> Iterator[list[tuple]]:
     """First all bases, then all runs. The modes of a seed are dealt out to the workers."""
-    bases = []
-    for runs in plans:
-        kinds = ["base"] if runs else []
-        if any(MODES[run.config.mode].teacher == "larger" for run in runs):
-            kinds.insert(0, "teacher")  # it takes longer, so it comes first
-        bases += [(make_base, runs[0], kind) for kind in kinds]
-    monitor.new_phase([f"{kind}, seed {run.config.seed}" for _, run, kind in bases])
-    yield bases
+    seeds, bases = {}, {}
+    for run in runs:
+        seed, of_seed = run.config.seed, seeds.setdefault(run.config.seed, [])
+        of_seed.append(run)
+        bases[f"base, seed {seed}"] = (make_base, run, "base")
+        if MODES[run.config.mode].teacher == "larger":
+            bases[f"teacher, seed {seed}"] = (make_base, run, "teacher")
+    monitor.begin(list(bases))
+    yield list(bases.values())
 
-    monitor.new_phase([run.label() for runs in plans for run in runs])
-    yield [
-        (train_together, runs[n::workers]) for runs in plans for n in range(min(workers, len(runs)))
-    ]
+    monitor.begin([run.label for run in runs])
+    jobs = []
+    for of_seed in seeds.values():
+        jobs += [(train_together, of_seed[n::workers]) for n in range(min(workers, len(of_seed)))]
+    yield jobs
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Task:
         return make_tokenizer(self.alphabet)
 
     def leaks(self, response: str) -> bool:
-        """Does the response cite the key? If no key is shown, nothing in the prompt justifies it."""
+        """Does the response cite the key? That is a leak if no key is shown."""
         return SEE_KEY in response
 
     def cites_now(self, rng: random.Random, key_open: bool) -> bool:
