@@ -24,19 +24,21 @@ A student that writes `<see key>` although no key is shown has caught *leakage*.
 Here is a wrong response to 4218+3567. The columns come from the right, so the student adds 8 and 7
 first: `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
 carry. P_S is the probability that the student gave to each token. P_T is the probability that the
-same network gives it when it sees the key. Three of the eight responses in the group are right, so
-this response has the advantage A = -0.77. The last three rows show A_t, how strongly each method
-pushes each token: up if it is positive, down if it is negative (RLSD here with eps_w = lam = 1).
+same network gives to it when it sees the key. Three of the eight responses in this group are right,
+so this one has the advantage A = -0.77. The last three rows show A_t, how strongly each method
+pushes each token: up if it is positive, down if it is negative. Here eps_w and lam are 1.
 
-    token     5     c     7     -     7     -     7     -     =     0     7     7     7     5     .
-    P_S    1.00  1.00  0.65  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
-    P_T    0.78  1.00 0.002  0.99  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  0.93  1.00  1.00
-    RLVR  -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
-    OPSD  -0.25  0.00 -5.78 -0.01  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00 -0.07  0.00  0.00
-    RLSD  -0.99 -0.77 -1.55 -0.78 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.83 -0.77 -0.77
+    token     5     c       7     -     7     -     7     -     =     0     7     7     7     5     .
+    P_S   0.996  1.00   0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    P_T   0.715  1.00 0.00064  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    RLVR  -0.77 -0.77   -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
+    OPSD  -0.33  0.00   -6.98  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
+    RLSD  -1.08 -0.77   -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
 
-RLSD's value for the mistake, by hand: the student found it 0.65 / 0.002 = 325 times likelier than
-the teacher did. That ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
+RLSD's value for the mistake, by hand: the student finds the token 0.691 / 0.00064 = 1080 times
+likelier than the teacher does. This ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
+The first token is no mistake, but RLSD blames it more than RLVR does, because the teacher would
+sometimes rather cite the key there. A leak can begin at such a token (see rlsd_token_advantage).
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side from one base
