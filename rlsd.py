@@ -28,12 +28,12 @@ same network gives to it when it sees the key. Three of the eight responses in t
 so this one has the advantage A = -0.77. The last three rows show A_t, how strongly each method
 pushes each token: up if it is positive, down if it is negative. Here eps_w and lam are 1.
 
-    token     5     c       7     -     7     -     7     -     =     0     7     7     7     5     .
-    P_S   0.996  1.00   0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
-    P_T   0.715  1.00 0.00064  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
-    RLVR  -0.77 -0.77   -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
-    OPSD  -0.33  0.00   -6.98  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
-    RLSD  -1.08 -0.77   -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
+    token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
+    P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    P_T   0.715  1.00 .00064  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    RLVR  -0.77 -0.77  -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
+    OPSD  -0.33  0.00  -6.98  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
+    RLSD  -1.08 -0.77  -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
 
 RLSD's value for the mistake, by hand: the student finds the token 0.691 / 0.00064 = 1080 times
 likelier than the teacher does. This ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
