@@ -204,13 +204,13 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
-    Why a key can leak all the same. The clipped weight is never negative, so each sample's
-    A_t has the sign of its A, whatever the teacher says. But an update follows the
-    mean over a group, and the mean of A_t need not be 0 where the mean of A is. Take a token that
-    all responses of a group have in common, such as their first. RLVR's pushes on it cancel. Under
-    Eq 15 they do not: if the teacher likes the token (Delta > 0), its weight is above 1 in right
-    responses and below 1 in wrong ones, so it is praised more than it is blamed. That is a second
-    gradient, towards the teacher that sees the key. It lasts as long as rewards stay mixed.
+    Why a key can leak all the same: the clipped weight is never negative, so in each response A_t has
+    the sign of A, whatever the teacher says. But an update follows the mean of A_t over a group. Take
+    a token that all responses of a group have in common, such as their first. Under RLVR the mean of
+    A over the group is 0, so the pushes on this token cancel. Under Eq 15 they do not. If the key
+    makes the token likelier (Delta_t > 0), its weight is above 1 in right responses and below 1 in
+    wrong ones, so it is praised more than it is blamed. This is a second gradient, towards the
+    teacher that sees the key. It is there as long as lam > 0 and a group's rewards are mixed.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -283,50 +283,52 @@ class Batch:
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of one method, (), and its A_t, (B, T).
 
-    Eq 17 gives all methods one form: up to the factor 1/|y| the gradient of the loss is that of
-    -sum_t A_t log P_S(y_t).
+    Eq 17 gives all methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
+    over a response's tokens and divided by |y|. For OPD and OPSD this holds in the mean over the
+    tokens that the student could have sampled, and for the reverse KL.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
-    student = token_log_probs(batch.student_log_probs, tokens)
+    log_probs = token_log_probs(batch.student_log_probs, tokens)
 
     if mode == "rlvr":
         # No teacher. Every token of a response gets the advantage of the response.
         token_advantage = advantage.unsqueeze(-1).expand(tokens.shape)
-        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
     if mode == "opd":
-        # The teacher is a larger network that sees what the student sees. The reward is not used.
-        # The loss sums over the vocabulary; Delta_t is its push on the token that was sampled.
-        teacher = token_log_probs(batch.no_key_log_probs, tokens)
-        gain = information_gain(teacher, student)
+        # The teacher is a larger network that sees no key either. The reward is not used.
+        teacher_log_probs = token_log_probs(batch.no_key_log_probs, tokens)
+        token_advantage = information_gain(teacher_log_probs, log_probs)
         distance = divergence(batch.student_log_probs, batch.no_key_log_probs, batch.divergence)
-        return response_mean(distance, mask), gain
+        loss = response_mean(distance, mask)
+        return loss, token_advantage
 
     if mode == "opsd":
-        # The teacher is the student with the key in view. The reward is not used.
-        teacher = token_log_probs(batch.right_key_log_probs, tokens)
-        gain = information_gain(teacher, student)
+        # The teacher is the student itself, but it sees the key. The reward is not used.
+        teacher_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
+        token_advantage = information_gain(teacher_log_probs, log_probs)
         distance = divergence(batch.student_log_probs, batch.right_key_log_probs, batch.divergence)
-        return response_mean(distance, mask), gain
+        loss = response_mean(distance, mask)
+        return loss, token_advantage
 
     if mode == "rlsd":
-        # The same teacher. The reward gives the sign of A_t, the teacher scales its size.
-        teacher = token_log_probs(batch.right_key_log_probs, tokens)
-        gain = information_gain(teacher, student)
+        # The same teacher. The reward gives A_t its sign, the teacher scales its size.
+        teacher_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
+        gain = information_gain(teacher_log_probs, log_probs)
         token_advantage = rlsd_token_advantage(gain, advantage, batch.eps_w, batch.lam)
-        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
     if mode == "cepo":
-        # Two views of the same teacher: with the right key, and with a wrong one. What both keys
-        # make likelier, such as "there is a key, I copy it", cancels in their difference.
-        right = token_log_probs(batch.right_key_log_probs, tokens)
-        wrong = token_log_probs(batch.wrong_key_log_probs, tokens)
-        gain = information_gain(right, wrong)
+        # The same teacher, asked twice: with the right key, and with a wrong one. What both keys
+        # make equally likely, such as "there is a key, so I cite it", cancels in the difference.
+        right_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
+        wrong_log_probs = token_log_probs(batch.wrong_key_log_probs, tokens)
+        gain = information_gain(right_log_probs, wrong_log_probs)
         token_advantage = rlsd_token_advantage(gain, advantage, batch.eps_w, batch.lam)
-        loss = clipped_surrogate(student, batch.old_log_probs, token_advantage, mask)
+        loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
     raise UserError(f"method_loss has no branch for mode {mode!r}")
@@ -1494,7 +1496,7 @@ def plan(flags: argparse.Namespace) -> tuple[list[Run], Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0, or 2 if something failed."""
-    if multiprocessing.parent_process() is not None:
+    if "--multiprocessing-fork" in sys.orig_argv:
         os._exit(1)  # a worker has imported a script that calls main without a guard
     flags = read_flags(arguments)
     threads = torch.get_num_threads()
