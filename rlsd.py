@@ -204,13 +204,14 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
-    Why a key can leak all the same: the clipped weight is never negative, so in each response A_t has
-    the sign of A, whatever the teacher says. But an update follows the mean of A_t over a group. Take
-    a token that all responses of a group have in common, such as their first. Under RLVR the mean of
-    A over the group is 0, so the pushes on this token cancel. Under Eq 15 they do not. If the key
-    makes the token likelier (Delta_t > 0), its weight is above 1 in right responses and below 1 in
-    wrong ones, so it is praised more than it is blamed. This is a second gradient, towards the
-    teacher that sees the key. It is there as long as lam > 0 and a group's rewards are mixed.
+    Why a key can leak all the same: the clipped weight is never negative, so in each response A_t
+    has the sign of A, whatever the teacher says. But an update follows the mean of A_t over a
+    group. Take a token that all responses of a group have in common, such as their first. Under
+    RLVR the mean of A over the group is 0, so the pushes on this token cancel. Under Eq 15 they do
+    not. If the key makes the token likelier (Delta_t > 0), its weight is above 1 in right responses
+    and below 1 in wrong ones, so it is praised more than it is blamed. This is a second gradient,
+    towards the teacher that sees the key. It is there as long as lam > 0 and a group's rewards are
+    mixed.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -458,13 +459,19 @@ def choose_wrong_key(
     return rng.choice(rejected) if rejected else key
 
 
+def copy_student(config: Config, step: int, student: GPT, teacher: GPT) -> None:
+    """The paper's teacher: the student's weights are copied into it every teacher_refresh steps."""
+    if (step - 1) % config.teacher_refresh == 0:
+        teacher.load_state_dict(student.state_dict())
+
+
 def train(
     config: Config,
     task: Task,
     base: GPT,
     larger: GPT | None = None,
     method: Callable = method_loss,
-    refresh_teacher: Callable | None = None,
+    refresh_teacher: Callable = copy_student,
     progress: Callable = lambda step: None,
 ) -> Iterator[tuple[dict, GPT, GPT]]:
     """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation."""
@@ -478,7 +485,6 @@ def train(
         raise UserError(f"mode {config.mode} needs a larger teacher, and got none")
     else:
         teacher = larger
-    refresh_teacher = refresh_teacher or copy_student
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
     rewards, dead_groups = [], []  # since the last evaluation
@@ -499,12 +505,6 @@ def train(
             record["shown"] = show_response(config, task, student, teacher, step, method)
             rewards, dead_groups = [], []
             yield record, student, teacher
-
-
-def copy_student(config: Config, step: int, student: GPT, teacher: GPT) -> None:
-    """The paper's teacher: the student's weights are copied into it every teacher_refresh steps."""
-    if (step - 1) % config.teacher_refresh == 0:
-        teacher.load_state_dict(student.state_dict())
 
 
 def check_finite(step: int, what: str, value: Tensor) -> None:

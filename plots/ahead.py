@@ -1,10 +1,11 @@
-"""Is RLSD ahead of RLVR? Each with the learning rate that suits it, paired by seed, with 95 % intervals.
+"""Is RLSD ahead of RLVR? Each with the learning rate that suits it, paired by seed.
 
     python -m plots.ahead [--quick]        runs/ahead.jsonl and ahead.png under --out
 
-With an exact and a noisy verifier: per method the rate with the best mean over the run on three seeds that are not
-reported; then fresh seeds. CEPO and RLVR + OPSD stand beside them, and RLVR at the default rate. --quick tunes nothing,
-and has the noisy verifier only.
+With an exact and a noisy verifier, first the rate of each method is tuned: the one with the best
+mean over the run, on three seeds that are not reported. Then fresh seeds are run. CEPO and
+RLVR + OPSD stand beside them, and RLVR at the default rate. Intervals are of 95 %. --quick tunes
+nothing, and has the noisy verifier only.
 """
 
 import argparse
@@ -13,95 +14,144 @@ from itertools import product
 import numpy as np
 
 import rlsd
-from plots import compare, pool, study, variants
+from plots import study, variants
+from plots.study import noisy
 
-HELD, FALLING = {"lam": 1.0, "lam_decay": 0}, {"lam": 1.0, "lam_decay": 50}
-METHODS = {  # a method whose settings hold a learning rate is not tuned
+HELD = {"lam": 1.0, "lam_decay": 0}
+FALLING = {"lam": 1.0, "lam_decay": 50}
+METHODS = {  # settings and method; if the settings hold a learning rate, it is not tuned
     "RLVR": ({"mode": "rlvr"}, rlsd.method_loss),
     "RLVR, default rate": ({"mode": "rlvr", "lr": rlsd.Config.lr}, rlsd.method_loss),
     "RLSD, paper": ({"mode": "rlsd"}, rlsd.method_loss),
     "RLSD, held": ({"mode": "rlsd", "eps_w": 0.2, **HELD}, rlsd.method_loss),
     "CEPO, held": ({"mode": "cepo", "eps_w": 1.0, **HELD}, rlsd.method_loss),
-    "RLVR + OPSD, falling": ({"mode": "rlsd", **FALLING}, variants.plain_sum)}
-NOISES, RATES, TUNING, REPORTED = (0.0, 0.4), (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3), range(10, 13), 20
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided, for 1 to 9 degrees of freedom
+    "RLVR + OPSD, falling": ({"mode": "rlsd", **FALLING}, variants.plain_sum),
+}
+NOISES = (0.0, 0.4)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+TUNING = range(10, 13)  # seeds
+REPORTED = 20  # the first seed that is reported
+# Student's t, two-sided, for 1 to 9 degrees of freedom
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
-def plan(flags: argparse.Namespace, seeds: range, rates: dict[str, tuple], stage: str = "") -> list[tuple]:
-    """Runs of the methods, under both noises, at all rates that the label has."""
-    runs, steps = [], -(-flags.steps // 2) if flags.quick else flags.steps
-    for seed, noise, (name, (settings, method)) in product(seeds, NOISES, METHODS.items()):
-        label = f"{name}, noise {noise:g}"
-        shared = {"seed": seed, "digits": flags.digits, "steps": steps, "evaluate_every": 20, "verifier_noise": noise}
-        runs += [(stage + label, rlsd.Config(**{"lr": lr, **shared, **settings}), method)
-                 for lr in rates.get(label, ())]
+def plan(
+    flags: argparse.Namespace, seeds: range, rates: dict[str, tuple], stage: str = ""
+) -> list[tuple]:
+    """Runs of all labels that have rates, at each of them."""
+    runs = []
+    for seed, noise, name in product(seeds, NOISES, METHODS):
+        settings, method = METHODS[name]
+        label = noisy(name, noise)
+        for lr in rates.get(label, ()):
+            at_rate = {"lr": lr, **study.error_rates(noise), **settings}
+            runs.append((stage + label, study.config_of(flags, seed, **at_rate), method))
     return runs
 
 
 def tune(flags: argparse.Namespace) -> dict[str, tuple]:
     """The best rate per label. Prints the means over the run, on which this rests."""
-    labels = [f"{name}, noise {noise:g}" for noise in NOISES for name in METHODS if "lr" not in METHODS[name][0]]
-    tried = study.run_all("ahead", flags, plan(flags, TUNING, dict.fromkeys(labels, RATES), "tuning, "))
-    at = {lr: [line for line in tried if line["config"]["lr"] == lr] for lr in RATES}
-    means = {label: [study.means(at[lr], f"tuning, {label}").mean() for lr in RATES] for label in labels}
-    rows = [(label, *(f"{mean:.3f}" for mean in row)) for label, row in means.items()]
-    pool.say("\n".join(study.markdown(("mean over the run at the rate", *(f"{lr:g}" for lr in RATES)), rows)))
-    flags.resume = True  # the log holds the first stage now
-    return {label: (RATES[int(np.argmax(row))],) for label, row in means.items()}
+    tuned = [name for name, (settings, _) in METHODS.items() if "lr" not in settings]
+    labels = [noisy(name, noise) for noise, name in product(NOISES, tuned)]
+    rates = dict.fromkeys(labels, RATES)
+    tried = study.run_all("ahead", flags, plan(flags, TUNING, rates, "tuning, "))
+    rows, best = [], {}
+    for label in labels:
+        means = []
+        for lr in RATES:
+            lines = [line for line in tried if line["config"]["lr"] == lr]
+            means.append(study.means(lines, f"tuning, {label}").mean())
+        rows.append((label, *(f"{mean:.3f}" for mean in means)))
+        best[label] = (RATES[int(np.argmax(means))],)
+    head = ("mean over the run at the rate", *(f"{lr:g}" for lr in RATES))
+    study.say(study.markdown(head, rows))
+    flags.resume = True  # now the log holds the first stage
+    return best
 
 
 def interval(ahead: np.ndarray) -> float:
     """Half the 95 % interval of the mean of seeds; 0 for one seed."""
     count = len(ahead)
-    return T_95[min(count, 10) - 2] * ahead.std(ddof=1) / count ** 0.5 if count > 1 else 0.0
+    if count == 1:
+        return 0.0
+    return T_95[min(count, 10) - 2] * ahead.std(ddof=1) / count**0.5
 
 
 def lead(lines: list[dict], name: str, noise: float) -> tuple[np.ndarray, str]:
-    """Per seed: mean over the run above RLVR's; and in words, with the 95 % interval of their mean."""
-    ahead = study.means(lines, f"{name}, noise {noise:g}") - study.means(lines, f"RLVR, noise {noise:g}")
-    return ahead, f"{ahead.mean():+.3f}" + (f" ± {interval(ahead):.3f}" if len(ahead) > 1 else "")
+    """Per seed: mean over the run above RLVR's; and in words, with the interval of their mean."""
+    rlvr = study.means(lines, noisy("RLVR", noise))
+    ahead = study.means(lines, noisy(name, noise)) - rlvr
+    told = f"{ahead.mean():+.3f}"
+    if len(ahead) > 1:
+        told += f" ± {interval(ahead):.3f}"
+    return ahead, told
 
 
 def table(lines: list[dict]) -> list[str]:
     rows = []
-    for noise in study.noises(lines):
-        goal = study.ends(lines, f"RLVR, noise {noise:g}").mean()
-        for name in METHODS:
-            label = f"{name}, noise {noise:g}"
-            steps, accuracy = study.curves(lines, "step", label)[0], study.curves(lines, "accuracy", label).mean(0)
+    for noise, name in product(study.noises(lines), METHODS):
+        label = noisy(name, noise)
+        rate = next(line["config"]["lr"] for line in lines if line["label"] == label)
+        cells = ["", "", ""]
+        if name != "RLVR":
             ahead, told = lead(lines, name, noise)
-            there = steps[accuracy >= goal]
-            cells = [told, f"{(ahead > 0).sum()} of {len(ahead)}", str(there[0]) if len(there) else "never"]
-            rate = next(line["config"]["lr"] for line in lines if line["label"] == label)
-            shares = study.means(lines, label), study.ends(lines, label), study.leaks(lines, label)
-            rows.append((f"noise {noise:g}" if noise else "exact", name, f"{rate:g}",
-                         *([""] * 3 if name == "RLVR" else cells), *map(compare.spread, shares)))
-    return study.markdown(("verifier", "method", "learning rate", "lead over RLVR, mean over the run, 95 %",
-                           "seeds ahead", "steps to RLVR's end", "accuracy, mean over the run", "accuracy at the end",
-                           "highest leakage"), rows)
+            count = f"{(ahead > 0).sum()} of {len(ahead)}"
+            cells = [told, count, reaches(lines, label, noisy("RLVR", noise))]
+        shares = study.spreads(lines, label, study.means, study.ends, study.leaks)
+        verifier = f"noise {noise:g}" if noise else "exact"
+        rows.append((verifier, name, f"{rate:g}", *cells, *shares))
+    head = (
+        "verifier",
+        "method",
+        "learning rate",
+        "lead over RLVR, mean over the run, 95 %",
+        "seeds ahead",
+        "steps to RLVR's end",
+        "accuracy, mean over the run",
+        "accuracy at the end",
+        "highest leakage",
+    )
+    return study.markdown(head, rows)
+
+
+def reaches(lines: list[dict], label: str, other: str) -> str:
+    """The first step at which a method's mean over seeds is where the other's is at the end."""
+    goal = study.ends(lines, other).mean()
+    accuracy = study.curves(lines, "accuracy", label).mean(0)
+    there = study.steps(lines, label)[accuracy >= goal]
+    return str(there[0]) if len(there) else "never"
+
+
+def draw(panel, lines: list[dict], noise: float) -> None:
+    """The leads under one noise, one row per method."""
+    others = [name for name in METHODS if name != "RLVR"]
+    for row, name in enumerate(others):
+        ahead, _ = lead(lines, name, noise)
+        rows = np.full(len(ahead), row + 0.12)
+        panel.plot(ahead, rows, "o", markersize=4, color="#888888")
+        mean, half = ahead.mean(), interval(ahead)
+        panel.errorbar(mean, row - 0.12, xerr=half, fmt="o", capsize=4, color="#0072B2")
+    panel.axvline(0, color="#888888", linewidth=0.8)
+    panel.set_yticks(range(len(others)), others)
+    panel.set_xlabel("lead over RLVR, mean over the run (blue: mean, 95 %; grey: seeds)")
+    told = [f"{name} {lead(lines, f'{name}, held', noise)[1]}" for name in ("RLSD", "CEPO")]
+    study.title(panel, f"Noise {noise:g}, held: {'; '.join(told)}")
 
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=10)
-    noises, seeds = (NOISES[1:], 1) if flags.quick else (NOISES, flags.seeds)
-    rates = {f"{name}, noise {noise:g}": (rlsd.Config.lr,) for name in METHODS for noise in noises}
+    noises = NOISES[1:] if flags.quick else NOISES
+    labels = [noisy(name, noise) for name, noise in product(METHODS, noises)]
+    rates = dict.fromkeys(labels, (rlsd.Config.lr,))
     if not flags.quick:
         rates |= tune(flags)
-    lines = study.run_all("ahead", flags, plan(flags, range(REPORTED, REPORTED + seeds), rates))
-    pool.say("\n".join(table(lines)))
+    seeds = range(REPORTED, REPORTED + len(study.seeds_of(flags)))
+    lines = study.run_all("ahead", flags, plan(flags, seeds, rates))
+    study.say(table(lines))
     figure, axes = study.panels(1, len(noises), width=6.4)
-    others = [name for name in METHODS if name != "RLVR"]
     for panel, noise in zip(axes[0], noises):
-        for row, name in enumerate(others):
-            ahead, _ = lead(lines, name, noise)
-            panel.plot(ahead, np.full(len(ahead), row + 0.12), "o", markersize=4, color="#888888")
-            panel.errorbar(ahead.mean(), row - 0.12, xerr=interval(ahead), fmt="o", capsize=4, color="#0072B2")
-        panel.axvline(0, color="#888888", linewidth=0.8)
-        panel.set_yticks(range(len(others)), others)
-        panel.set_xlabel("lead over RLVR, mean over the run (blue: mean, 95 %; grey: seeds)")
-        told = "; ".join(f"{name} {lead(lines, f'{name}, held', noise)[1]}" for name in ("RLSD", "CEPO"))
-        panel.set_title(f"Noise {noise:g}, held: {told}", loc="left", fontsize=10)
-    study.finish(figure, flags.out / "ahead.png", study.log_of("ahead", flags))
+        draw(panel, lines, noise)
+    study.finish(figure, "ahead", flags)
 
 
 if __name__ == "__main__":

@@ -1,215 +1,186 @@
-"""The figure of runs and the README's table, from the runs' logs alone: python -m plots.compare [FOLDER ...]
+"""Tables and figures of runs that belong together, from their logs.
 
-Draws FOLDER/<task>-compare.png from FOLDER/runs/<task>-<mode>-s<seed>.jsonl and prints the table. Several folders are
-the parts of one sweep, such as more seeds or a second machine; the figure goes into the first.
+    python -m plots.compare [FOLDER ...]        by default the folder is plots
+
+Reads FOLDER/runs/*.jsonl; several folders are the parts of one sweep, such as more seeds. Runs with
+the same settings belong together, whatever their names and their steps are. For each group of runs
+a table is printed, and a figure is drawn in the first folder.
 """
 
 import argparse
-import io
-import re
-import sys
-import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from plots import files
+import rlsd
 
-NAMES = {"rlvr": "RLVR", "opd": "OPD", "opsd": "OPSD", "rlsd": "RLSD", "cepo": "CEPO"}
-# Okabe and Ito's colours. Curves may coincide: drawn from wide and pale to thin, each is seen beside those above it.
-COLOURS = {"rlvr": "#0072B2", "opd": "#009E73", "opsd": "#D55E00", "rlsd": "#000000", "cepo": "#CC79A7"}
-WIDTHS = {"rlvr": 10.5, "opd": 7.8, "opsd": 5.4, "rlsd": 3.2, "cepo": 1.4}  # points
-OPAQUE = {"rlvr": 0.5, "opd": 0.8}
-SHARE = (-0.03, 1.03)  # wide enough for the widest curve at exactly 0 or 1
-AXIS = {"step": "training step", "accuracy": "right answers, sampled (share)",
-        "leakage": "responses that cite the key (share)", "kl": "KL(student || teacher), nats per token"}
-DEFAULTS = {"digits": 4, "slip": 0.6, "cite": 0.3, "eps_w": 0.2, "lam": 0.5, "lam_decay": 50, "verifier_noise": 0,
-            "key_noise": 0}  # the figure's heading names what differs from them
-
-# One row per evaluation, as a run prints it.
-HEADER = ("accuracy: right, sampled at temperature 1; greedy: right, without sampling; then one sampled response\n"
-          "mode  seed  step  accuracy  greedy  leakage     kl")
+NAMES = {mode: row.name for mode, row in rlsd.MODES.items()}
+COLOURS = dict(zip(NAMES, rlsd.COLOURS))
+# What a log's config tells beside the settings.
+MACHINE = ("device", "torch", "threads", "cpu", "source")
+MEASURED = ("accuracy", "greedy_accuracy", "leakage", "kl", "entropy", "response_length")
 
 
-def row(record: dict) -> str:
-    return (f"{record['mode']:4} {record['seed']:5} {record['step']:5} {record['accuracy']:9.3f} "
-            f"{record['greedy_accuracy']:7.3f} {record['leakage']:8.3f} {record['kl']:6.3f}  {record['shown']}")
+def read_run(path: Path) -> tuple[rlsd.Config, list[dict]] | None:
+    """The config and the records of a run. None if the file is anything else, such as a study's."""
+    try:
+        logged, records = rlsd.read_log(path)
+        settings = {name: value for name, value in logged.items() if name not in MACHINE}
+        config = rlsd.Config(**settings)
+    except (rlsd.UserError, AttributeError, TypeError):
+        return None
+    if not records or "shown" not in records[0]:
+        return None
+    return config, records
 
 
-def read(paths: list[Path]) -> list[tuple[dict, list[dict]]]:
-    """The runs (config, records). OSError if one was made with other settings than the first."""
-    runs = [files.read_run(path) for path in paths]
-    first = runs[0][0]
-    for path, (config, _) in zip(paths, runs):
-        if config["mode"] not in NAMES:
-            raise OSError(f"{path} is a log of {config['mode']!r}, which is none of {', '.join(NAMES)}")
-        for key in {**first, **config}:  # an older log may lack a setting
-            if key not in ("mode", "seed", "steps") and config.get(key) != first.get(key):
-                found = f"{key} {config.get(key)!r}, not {first.get(key)!r}"
-                raise OSError(f"{path} was made with other settings than {paths[0]}: {found}")
-    return runs
+def groups(folders: Iterable[Path]) -> list[tuple[rlsd.Config, rlsd.Runs]]:
+    """For each group of runs: the config of its longest run, and the runs. UserError if none.
 
-
-def curves(runs: list[tuple[dict, list[dict]]]) -> dict[str, dict[str, np.ndarray]]:
-    """mode -> quantity -> (seeds, evaluations): seeds in order, cut to the evaluations that every seed has reached."""
-    logs = {mode: [] for mode in NAMES}
-    for config, records in sorted(runs, key=lambda run: run[0]["seed"]):
-        logs[config["mode"]].append({record["step"]: record for record in records})
+    If two runs have the same settings, mode and seed, the longer one is taken.
+    """
     found = {}
-    for mode, seeds in logs.items():
-        steps = sorted(set.intersection(*map(set, seeds))) if seeds else ()
-        if seeds and not steps:
-            raise OSError(f"the logs of {NAMES[mode]} have no evaluation in common")
-        if seeds:
-            found[mode] = {key: np.array([[log[step][key] for step in steps] for log in seeds])
-                           for key in files.MEASURED}
+    for folder in folders:
+        for path in sorted((folder / "runs").glob("*.jsonl")):
+            run = read_run(path)
+            if run is None:
+                continue
+            config, records = run
+            settings = replace(config, mode="rlsd", seed=0, steps=0)
+            configs, runs = found.setdefault(settings, ([], {}))
+            configs.append(config)
+            key = config.mode, config.seed
+            if key not in runs or records[-1]["step"] > runs[key][-1]["step"]:
+                runs[key] = records
+    if not found:
+        raise rlsd.UserError(f"no logs of runs in {', '.join(f'{one}/runs' for one in folders)}")
+    return [
+        (max(configs, key=lambda config: config.steps), in_order(runs))
+        for configs, runs in found.values()
+    ]
+
+
+def in_order(runs: rlsd.Runs) -> rlsd.Runs:
+    """The same runs: modes in the order of the page, then seeds."""
+    order = list(rlsd.MODES)
+    return dict(sorted(runs.items(), key=lambda run: (order.index(run[0][0]), run[0][1])))
+
+
+def curves(runs: rlsd.Runs) -> dict[str, dict[str, np.ndarray]]:
+    """mode -> quantity -> (seeds, evaluations). `seed` is (seeds,), and `step` is (evaluations,).
+
+    Seeds are in order, and are cut to the evaluations that all seeds of a mode have reached.
+    """
+    found = {}
+    for mode in dict.fromkeys(mode for mode, _ in runs):
+        seeds = sorted(rlsd.of_mode(runs, mode))
+        logs = [records for _, records in seeds]
+        reached = set.intersection(*(set(values(records, "step")) for records in logs))
+        logs = [cut(records, reached) for records in logs]
+        found[mode] = {
+            "seed": np.array([seed for seed, _ in seeds]),
+            "step": np.array(values(logs[0], "step")),
+        }
+        for name in MEASURED:
+            found[mode][name] = np.array([values(records, name) for records in logs])
     return found
 
 
-def mean_over_run(steps, accuracy) -> np.ndarray:
-    """(seeds, evaluations) -> (seeds,): the mean over steps 20, 40, 60, ...; step 0 is the base, not the run.
+def values(records: list[dict], name: str) -> list:
+    return [record[name] for record in records]
 
-    A run without these: the mean of all evaluations after step 0; without any after step 0: of step 0.
+
+def cut(records: list[dict], steps: set[int]) -> list[dict]:
+    return [record for record in records if record["step"] in steps]
+
+
+def mean_over_run(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean over the steps 20, 40, 60, ..., (evaluations,), (seeds, evaluations) -> (seeds,).
+
+    Step 0 is the base and not the run. If a run was not evaluated at these steps, all its
+    evaluations after step 0 count; if it has none after step 0, then step 0.
     """
-    steps = np.atleast_2d(steps)[0]
-    choices = ((steps > 0) & (steps % 20 == 0), steps > 0, steps == 0)
-    return np.asarray(accuracy)[..., next(chosen for chosen in choices if chosen.any())].mean(-1)
+    steps, values = np.asarray(steps), np.asarray(values)
+    counted = (steps > 0) & (steps % 20 == 0)
+    if not counted.any():
+        counted = steps > 0
+    if not counted.any():
+        counted = steps == 0
+    return values[..., counted].mean(-1)
 
 
-def highest(values) -> np.ndarray:
-    """(seeds, evaluations) -> (seeds,): each seed's highest evaluation."""
+def highest(values: np.ndarray) -> np.ndarray:
+    """The highest evaluation of each seed. (seeds, evaluations) -> (seeds,)."""
     return np.max(values, axis=-1)
 
 
-def spread(values) -> str:
-    """Mean (lowest to highest)."""
+def spread(values: np.ndarray) -> str:
+    """The mean, and from the lowest to the highest."""
     return f"{np.mean(values):.3f} ({np.min(values):.3f} to {np.max(values):.3f})"
 
 
 def table(curves: dict) -> list[str]:
-    """The lines of a markdown table, one row per mode."""
-    columns = ("method", "accuracy at the end", "mean over the run", "leakage, highest")
-    rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    """The lines of a markdown table, with a row for each mode."""
+    rows = [
+        "| method | accuracy at the end | mean over the run | leakage, highest |",
+        "|---|---|---|---|",
+    ]
     for mode, curve in curves.items():
-        cells = curve["accuracy"][:, -1], mean_over_run(curve["step"], curve["accuracy"]), highest(curve["leakage"])
-        rows.append(" | ".join([f"| {NAMES[mode]}", *map(spread, cells)]) + " |")
+        end = spread(curve["accuracy"][:, -1])
+        mean = spread(mean_over_run(curve["step"], curve["accuracy"]))
+        leak = spread(highest(curve["leakage"]))
+        rows.append(f"| {NAMES[mode]} | {end} | {mean} | {leak} |")
     return rows
 
 
-def lead(curves: dict, first: str, second: str) -> str:
-    """The lead of one mode over another in mean over the run, paired by seed."""
+def leads(curves: dict, first: str, second: str) -> np.ndarray | None:
+    """How far one mode is ahead of another in the mean over the run, per seed. (seeds,)
+
+    None if their logs have not the same seeds and steps.
+    """
     one, other = curves[first], curves[second]
+    if not all(np.array_equal(one[name], other[name]) for name in ("seed", "step")):
+        return None
+    return mean_over_run(one["step"], one["accuracy"] - other["accuracy"])
+
+
+def lead(curves: dict, first: str, second: str) -> str:
+    """The same in words."""
     text = f"lead of {NAMES[first]} over {NAMES[second]}, mean over the run: "
-    if not all(np.array_equal(one[key], other[key]) for key in ("seed", "step")):
+    values = leads(curves, first, second)
+    if values is None:
         return text + "unknown, since their logs have not the same seeds and steps"
-    values = mean_over_run(one["step"], one["accuracy"] - other["accuracy"])
-    return f"{text}{values.mean():+.3f}; per seed: " + ", ".join(f"{value:+.3f}" for value in values)
+    per_seed = ", ".join(f"{value:+.3f}" for value in values)
+    return f"{text}{values.mean():+.3f}; per seed: {per_seed}"
 
 
-def say(values: dict[str, float], form: str) -> str:
-    """Each mode's value; those within 0.05 of the median as "the others"; only the ends where there is no room."""
-    texts = {mode: f"{NAMES[mode]} {values[mode]:{form}}" for mode in sorted(values, key=values.get)}
-    middle = np.median(list(values.values()))
-    near = [f"{values[mode]:{form}}" for mode in texts if abs(values[mode] - middle) <= 0.05]
-    parts = [text for mode, text in texts.items() if len(near) < 2 or abs(values[mode] - middle) > 0.05]
-    if len(near) > 1:
-        parts.append(("the others " if parts else "all ") + " to ".join(dict.fromkeys((near[0], near[-1]))))
-    return ", ".join(parts) if len(parts) < 4 else " to ".join([*texts.values()][::len(texts) - 1])
-
-
-def findings(mean: dict, leak: dict) -> list[str]:
-    """The panels' titles, from the means over seeds (mode -> quantity -> (evaluations,)) and of the highest leakage."""
-    right, kl = ({mode: curve[key] for mode, curve in mean.items()} for key in ("accuracy", "kl"))
-    lost = [f"{NAMES[mode]} {y.max():.2f} to {y[-1]:.2f}" for mode, y in right.items() if y.max() - y[-1] > 0.1]
-    lost = lost if len(lost) < 2 else [text.split()[0] for text in lost]  # no room for more
-    learned = [NAMES[mode] for mode, y in right.items() if y[-1] - y[0] > 0.1 and leak[mode] < 0.02]
-    return ["Right at the end: " + say({mode: y[-1] for mode, y in right.items()}, ".2f"),
-            "Highest leakage: " + say(leak, ".0%"),
-            "KL at the end: " + say({mode: y[-1] for mode, y in kl.items()}, ".2f"),
-            "Right answers learned, then lost: " + ", ".join(lost) if lost else
-            "Learned without leaking: " + (", ".join(learned) or "none")]
-
-
-def write_names(axes, ends: dict[str, tuple], names: dict = NAMES, colours: dict = COLOURS, low=-np.inf) -> None:
-    """Each name right of its curve's end (x, y) and tied to it, moved up or down so that names do not overlap."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    order = sorted(ends, key=lambda mode: -ends[mode][1])[::-1]  # from below; at the same height, the first is on top
-    line = 0.075 * (top - bottom)
-    room = line * np.arange(len(order))
-    height = np.array([ends[mode][1] for mode in order]) - room
-    moved = (np.maximum.accumulate(height) + np.minimum.accumulate(height[::-1])[::-1]) / 2  # least up and least down
-    for mode, y in zip(order, np.clip(moved, max(low, bottom), top - line / 2 - room[-1]) + room):
-        x = ends[mode][0] + 0.05 * (right - left)
-        axes.plot((ends[mode][0], x), (ends[mode][1], y), color=colours[mode], linewidth=1, clip_on=False)
-        axes.text(x, y, " " + names[mode], color=colours[mode], va="center", fontsize=11, fontweight="bold")
-
-
-def draw(paths: list[Path], figure: Path, every: float = 0.0) -> None:
-    """Draws the runs whose logs exist, unless the figure is younger than `every` seconds. OSError: there is no log."""
-    if every and figure.exists() and 0 <= time.time() - figure.stat().st_mtime < every:
-        return
-    runs = read([path for path in paths if path.exists()] or paths[:1])
-    from matplotlib.figure import Figure  # takes a second
-
-    found, config = curves(runs), runs[0][0]
-    mean = {mode: {key: value.mean(0) for key, value in curve.items()} for mode, curve in found.items()}
-    kl = max(0.1, *(curve["kl"].max() for curve in found.values()))
-    limits = {"step": (0, max(1, *(config["steps"] for config, _ in runs))), "accuracy": SHARE, "leakage": SHARE,
-              "kl": (kl * SHARE[0], kl * SHARE[1])}
-    sheet = Figure(figsize=(10.8, 7.2), dpi=110)  # small, so that the letters are large on a slide
-    sheet.subplots_adjust(left=0.07, right=0.93, top=0.87, bottom=0.07, wspace=0.34, hspace=0.3)  # automatic is slow
-    panels = (("step", "accuracy"), ("step", "leakage"), ("step", "kl"), ("accuracy", "leakage"))
-    leak = {mode: highest(curve["leakage"]).mean() for mode, curve in found.items()}
-    for axes, (across, up), title in zip(sheet.subplots(2, 2).flat, panels, findings(mean, leak)):
-        legend = "" if across == "step" else "; open dot: base, full: end"
-        axes.set(xlim=limits[across], ylim=limits[up], xlabel=AXIS[across] + legend, ylabel=AXIS[up])
-        axes.set_title(title, loc="left", fontsize=11, y=1.01)  # to let it be placed is slow
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.locator_params(nbins=6, steps=(1, 2, 4, 5, 10))  # few, since each costs time
-        for mode, curve in found.items():
-            x, y = mean[mode][across], mean[mode][up]
-            width, opaque = (WIDTHS[mode], OPAQUE.get(mode, 1)) if len(found) > 1 else (3, 1)
-            colour = (COLOURS[mode], opaque)
-            axes.plot(x, y, color=colour, linewidth=width)
-            axes.plot(x[-1], y[-1], "o", color=colour, markersize=width + 3, clip_on=False)
-            if across == "step":
-                low, high = curve[up].min(0), curve[up].max(0)
-                axes.fill_between(x, low, high, color=COLOURS[mode], alpha=0.12, linewidth=0, zorder=1)
-            else:
-                axes.plot(x[0], y[0], "o", color=colour, markersize=width + 4, markerfacecolor="white", clip_on=False)
-        write_names(axes, {mode: (curve[across][-1], curve[up][-1]) for mode, curve in mean.items()},
-                    low=-np.inf if across == "step" else 0.09)  # above the trajectories that run along 0
-    counts = sorted({len(set(curve["seed"][:, 0])) for curve in found.values()})
-    seeds = " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))
-    heading = f"{config['task']}: {', '.join(NAMES[mode] for mode in found)}; "
-    heading += f"{seeds} seeds (line: mean, band: lowest to highest)" if counts[-1] > 1 else "one seed"
-    changed = [f"{key} {config[key]}" for key, value in DEFAULTS.items() if config.get(key, value) != value]
-    sheet.suptitle(heading + ("\nsettings: " + ", ".join(changed) if changed else ""), fontsize=13, parse_math=False)
-    sheet.savefig(buffer := io.BytesIO(), format="png")
-    files.write_whole(figure, buffer.getvalue())
+def figure_name(config: rlsd.Config, runs: rlsd.Runs) -> str:
+    """carry-all-s0-4-eps_w=1.png"""
+    seeds = [seed for _, seed in runs]
+    lowest, last = min(seeds), max(seeds)
+    told = f"{lowest}" if lowest == last else f"{lowest}-{last}"
+    return rlsd.settings_name(config, "all", told) + ".png"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("plots")], metavar="FOLDER", help="[plots]")
-    folders, tasks = parser.parse_args().folders, {}
-    for folder in folders:
-        for path in sorted((folder / "runs").glob("*.jsonl")):
-            if match := re.fullmatch(rf"(\w+)-({'|'.join(NAMES)})-s\d+\.jsonl", path.name):
-                tasks.setdefault(match[1], []).append(path)
-    if not tasks:
-        raise OSError(f"{folders[0] / 'runs'} has no log of a run: run rlsd.py first")
-    for task, paths in tasks.items():
-        draw(paths, figure := folders[0] / f"{task}-compare.png")
-        found = curves(read(paths))
-        leads = [lead(found, mode, "rlvr") for mode in ("rlsd", "cepo") if {mode, "rlvr"} <= set(found)]
-        print(f"figure {figure}", *table(found), *leads, sep="\n")
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description="Tables and figures of runs.", allow_abbrev=False
+    )
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("plots")], metavar="FOLDER")
+    folders = parser.parse_args().folders
+    for config, runs in groups(folders):
+        figure = folders[0] / figure_name(config, runs)
+        rlsd.draw_figure(figure, runs, figure.stem, config.steps, reference={})
+        found = curves(runs)
+        print(f"figure {figure}", *table(found), sep="\n")
+        for mode in ("rlsd", "cepo"):
+            if mode in found and "rlvr" in found:
+                print(lead(found, mode, "rlvr"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        sys.exit(2)
+    from plots import study  # here, because it imports this file
+
+    study.command(main)

@@ -1,125 +1,170 @@
-"""Where the credit goes: one right and one wrong response, token by token, and the A_t of each method.
+"""Where the credit goes: a right and a wrong response, token by token, and the A_t of each method.
 
-    python -m plots.credit "478+356" [--checkpoint FILE]        a table for a problem of yours
-    python -m plots.credit                                      credit.png and runs/credit.jsonl, of 4218+3567
+    python -m plots.credit "478+356" [--weights FILE]        a table for a problem of yours
+    python -m plots.credit                       credit.png and runs/credit.jsonl, of 4218+3567
 
-The response is the student's, the key covered: that of the base of seed 0, or of a run's checkpoint. P_T is the same
-network's with the key open. eps_w and lam are 1. CEPO's wrong key is the answer of the first wrong response.
+The response is the student's, without a key: that of the base of seed 0, or of the weights that a
+run has left in runs/NAME.pt. P_T is the same network's when it sees the key. eps_w and lam are 1.
 """
 
 import argparse
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import rlsd
-from plots import compare, files, pool, study
+from plots import compare, study
 
 MODES = ("rlvr", "opsd", "rlsd", "cepo")
-SAMPLES, EPS_W, LAM = 64, 1.0, 1.0
+SAMPLES = 64
 
 
-def load(config: rlsd.Config, checkpoint: Path | None) -> rlsd.GPT:
-    """The base, or the student of a checkpoint; UserError if that was made with other settings."""
-    if not checkpoint:
-        return rlsd.cached_model(config, "base")
-    state = files.read_checkpoint(checkpoint)
-    with files.distrust(checkpoint):
-        made = {name: state["config"][name] for name in ("task", "digits", "slip", "cite")}
-    for name, value in made.items():
-        if value != getattr(config, name):
-            raise rlsd.UserError(f"{checkpoint} was made with --{name} {value}, not {getattr(config, name)}")
-    model = rlsd.cached_model(config, "base")
-    with files.distrust(checkpoint):
-        model.load_state_dict(state["student"])
-    return model
+def load(path: Path) -> tuple[rlsd.Config, rlsd.GPT]:
+    """The config and the student of a run's runs/NAME.pt."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        config = rlsd.Config(**saved["config"])
+        model = rlsd.GPT(config.make_task().tokenizer.vocabulary_size, rlsd.WIDTH["base"])
+        model.load_state_dict(saved["student"])
+    except OSError as error:
+        raise rlsd.UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:
+        raise rlsd.UserError(f"{path} does not hold the weights of a run") from error
+    return config, model
 
 
-def exam(world: rlsd.World, model: rlsd.GPT, opened: bool) -> tuple[float, float]:
-    """Shares of the exam that are right, and that cite, with the key covered or open."""
-    problems, keys = world.task.exam()
-    prompts = world.prompts(problems, keys if opened else None)
-    texts = world.sample(model, prompts, 1, torch.Generator().manual_seed(0)).texts
-    return float(world.reward(problems, texts).mean()), sum(map(world.task.leaks, texts)) / len(texts)
+def read_problem(task: rlsd.Task, text: str) -> tuple[int, ...]:
+    """The problem that a person has written. UserError unless the task would write it like that."""
+    usual = task.exam()[0][0]
+    problem = tuple(int(number) for number in re.findall(r"\d{1,20}", text))
+    if (
+        len(problem) != len(usual)
+        or task.show(problem) != text
+        or len(task.prompt(problem)) != len(task.prompt(usual))
+    ):
+        raise rlsd.UserError(f"{text!r} is no problem; write it like {task.show(usual)}")
+    return problem
+
+
+def exam(task: rlsd.Task, model: rlsd.GPT, shows_key: bool) -> tuple[float, float]:
+    """Shares of the exam that are right, and that cite."""
+    problems, keys = task.exam()
+    prompts = rlsd.encode_prompts(task, problems, model.device, keys if shows_key else None)
+    texts = rlsd.sample_responses(task, model, prompts, group_size=1, seed=0).texts
+    return rlsd.share(map(task.verify, problems, texts)), rlsd.share(map(task.leaks, texts))
 
 
 def measure(config: rlsd.Config, given: tuple[tuple, Path | None]) -> dict:
-    """The exam, and of SAMPLES responses to a problem the first right and the first wrong one."""
-    (problem, checkpoint), world = given, rlsd.World(config.make_task())
-    model, key = load(config, checkpoint), world.task.reference(problem, random.Random(0))
-    rollout = world.sample(model, world.prompts([problem]), SAMPLES, torch.Generator().manual_seed(0))
-    reward, answers = world.reward([problem], rollout.texts), map(world.task.answer, rollout.texts)
-    wrong_key = next((answer for answer, right in zip(answers, reward) if answer and not right), key)
-    student, teacher = study.both_views(world, model, problem, key, rollout.tokens)
-    _, misled = study.both_views(world, model, problem, wrong_key, rollout.tokens)
-    advantage, found = rlsd.group_advantage(reward, SAMPLES), []
-    columns = {"P_S": student.exp(), "P_T": teacher.exp()} | {
-        mode: rlsd.token_credit(mode, rlsd.information_gain(teacher, misled if mode == "cepo" else student), advantage,
-                                EPS_W, LAM) for mode in MODES}
-    for row in [reward.tolist().index(verdict) for verdict in (1, 0) if verdict in reward.tolist()]:
-        length = int(rollout.mask[row].sum())
-        found.append({"verdict": "right" if reward[row] else "wrong", "text": rollout.texts[row],
-                      "tokens": [world.tokenizer.decode([token]) for token in rollout.tokens[row, :length].tolist()],
-                      **{name: values[row, :length].tolist() for name, values in columns.items()}})
-    return {"key": key, "wrong_key": wrong_key, "right": float(reward.mean()), "responses": found,
-            "exam": {name: exam(world, model, name == "open") for name in ("covered", "open")}}
+    """The exam; and of SAMPLES responses to a problem the first right and the first wrong one."""
+    problem, weights = given
+    model = load(weights)[1] if weights else rlsd.cached_model(config, "base")
+    task, rng = config.make_task(), random.Random(0)
+    key = task.answer_key(problem, rng)
+    shown = ("right key", "wrong key")
+    batch = rlsd.collect(config, task, model, model, [problem], [key], SAMPLES, shown, rng)
+    student = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
+    teacher = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
+    columns = {"P_S": student.exp(), "P_T": teacher.exp()}
+    for mode in MODES:
+        _, columns[mode] = rlsd.method_loss(mode, batch)
+
+    rewards, responses = batch.reward.tolist(), []
+    for reward, verdict in ((1.0, "right"), (0.0, "wrong")):
+        if reward not in rewards:
+            continue
+        row = rewards.index(reward)
+        length = int(batch.mask[row].sum())
+        tokens = batch.tokens[row, :length].tolist()
+        one = {"verdict": verdict, "text": batch.texts[row]}
+        one["tokens"] = [task.tokenizer.decode([token]) for token in tokens]
+        for name, values in columns.items():
+            one[name] = values[row, :length].tolist()
+        responses.append(one)
+    return {
+        "key": key,
+        "wrong_key": batch.wrong_keys[0],
+        "right": float(batch.reward.mean()),
+        "responses": responses,
+        "exam": {"covered": exam(task, model, False), "open": exam(task, model, True)},
+    }
 
 
 def table(lines: list[dict]) -> list[str]:
-    rows = [(one["verdict"], token, *(f"{one[name][n]:.2f}" for name in ("P_S", "P_T")),
-             *(f"{one[mode][n]:+.2f}" for mode in MODES))
-            for one in lines[0]["responses"] for n, token in enumerate(one["tokens"])]
-    return study.markdown(("response", "token", "P_S", "P_T", *(compare.NAMES[mode] for mode in MODES)), rows)
+    rows = []
+    for one in lines[0]["responses"]:
+        for n, token in enumerate(one["tokens"]):
+            probabilities = [f"{one[name][n]:.2f}" for name in ("P_S", "P_T")]
+            token_advantage = [f"{one[mode][n]:+.2f}" for mode in MODES]
+            rows.append((one["verdict"], token, *probabilities, *token_advantage))
+    names = [compare.NAMES[mode] for mode in MODES]
+    return study.markdown(("response", "token", "P_S", "P_T", *names), rows)
 
 
-def draw(line: dict):
-    found = line["responses"]
-    figure, axes = study.panels(len(found), 1, width=11, height=2.8)
-    for panel, one in zip(axes.flat, found):
-        panel.imshow([one[mode] for mode in MODES], aspect="auto", cmap="RdBu", vmin=-3, vmax=3)
-        for row, mode in enumerate(MODES):
-            for column, value in enumerate(one[mode]):
-                panel.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=9,
-                           color="white" if abs(value) > 2 else "black")
-        panel.set_xticks(range(len(one["tokens"])), [token[-4:] for token in one["tokens"]], family="monospace")
-        panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])
-        panel.set_title(f"{line['label']}, a {one['verdict']} response: A_t of each token", loc="left")
-        panel.tick_params(length=0)
-        panel.grid(False)
-    worst, n = found[-1], min(range(len(found[-1]["tokens"])), key=lambda n: found[-1]["rlsd"][n])
-    figure.suptitle(f"RLVR gives all tokens of the {worst['verdict']} response {worst['rlvr'][0]:+.1f}; RLSD (eps_w 1, "
-                    f"lam 1) gives token {n + 1}, {worst['tokens'][n]!r}, {worst['rlsd'][n]:+.1f}")
+def draw(panel, one: dict, label: str) -> None:
+    """A_t of each token of a response, one row per method."""
+    panel.imshow([one[mode] for mode in MODES], aspect="auto", cmap="RdBu", vmin=-3, vmax=3)
+    for row, mode in enumerate(MODES):
+        for column, value in enumerate(one[mode]):
+            look = {"ha": "center", "va": "center", "fontsize": 9}
+            ink = "white" if abs(value) > 2 else "black"
+            panel.text(column, row, f"{value:+.1f}", color=ink, **look)
+    tokens = [token[-4:] for token in one["tokens"]]
+    panel.set_xticks(range(len(tokens)), tokens, family="monospace")
+    panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])
+    study.title(panel, f"{label}, a {one['verdict']} response: A_t of each token")
+    panel.tick_params(length=0)
+    panel.grid(False)
+
+
+def draw_all(line: dict):
+    responses = line["responses"]
+    figure, axes = study.panels(len(responses), 1, width=11, height=2.8)
+    for panel, one in zip(axes.flat, responses):
+        draw(panel, one, line["label"])
+    one = responses[-1]
+    n = one["rlsd"].index(min(one["rlsd"]))
+    figure.suptitle(
+        f"RLVR gives all tokens of the {one['verdict']} response {one['rlvr'][0]:+.1f}; "
+        f"RLSD (eps_w 1, lam 1) gives token {n + 1}, {one['tokens'][n]!r}, {one['rlsd'][n]:+.1f}"
+    )
     return figure
 
 
 def main() -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("problem", nargs="?", help="such as 478+356; without it, the figure is drawn")
-    own.add_argument("--checkpoint", type=Path, help="a run's runs/*.pt")
+    own.add_argument("--weights", type=Path, help="a run's runs/NAME.pt, instead of the base")
     flags = study.arguments(__doc__, (own,), trains=False)
-    config = rlsd.Config(digits=flags.digits)
-    shown = "+".join(number[-flags.digits:] for number in ("4218", "3567"))
-    text = shown if flags.problem is None else flags.problem
-    try:
-        problem = config.make_task().read(text)
-    except ValueError as error:
-        raise rlsd.UserError(f"{text!r}: {error}") from error
-    label = f"{text}, {flags.checkpoint or 'base of seed 0'}"
-    given = problem, flags.checkpoint
+    config = load(flags.weights)[0] if flags.weights else rlsd.Config(digits=flags.digits)
+    config = replace(config, eps_w=1.0, lam=1.0, false_negatives=0.0, false_positives=0.0)
+    config = replace(config, key_noise=0.0)
+    task = config.make_task()
+    text = flags.problem
+    if text is None:
+        usual = "+".join(number[-config.digits :] for number in ("4218", "3567"))
+        text = usual if task.name == "carry" else task.show(task.exam()[0][0])
+    given = read_problem(task, text), flags.weights
+    label = f"{text}, {flags.weights or 'base of seed 0'}"
     if flags.problem is None:
         lines = study.run_all("credit", flags, [(label, config, given)], measure)
     else:
         lines = [{"label": label, **measure(config, given)}]
+
     line = lines[0]
     for name, (right, citing) in line["exam"].items():
-        pool.say(f"exam, key {name:7}  right {right:.3f}  citing {citing:.3f}")
-    pool.say(f"{label}: key {line['key']}, CEPO's wrong key {line['wrong_key']}, {line['right']:.0%} of {SAMPLES} "
-             "responses are right, such as")
-    pool.say("\n".join(f"  {one['verdict']}  {one['text']}" for one in line["responses"]))
-    pool.say("\n".join(table(lines)))
+        print(f"exam, key {name:7}  right {right:.3f}  citing {citing:.3f}")
+    print(
+        f"{label}: key {line['key']}, CEPO's wrong key {line['wrong_key']}, "
+        f"{line['right']:.0%} of {SAMPLES} responses are right, such as"
+    )
+    for one in line["responses"]:
+        print(f"  {one['verdict']}  {one['text']}")
+    study.say(table(lines))
     if flags.problem is None:
-        study.finish(draw(line), flags.out / "credit.png", study.log_of("credit", flags))
+        study.finish(draw_all(line), "credit", flags)
 
 
 if __name__ == "__main__":

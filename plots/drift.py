@@ -1,11 +1,12 @@
-"""RLSD's gain and its leak have one source: its weights distil in the mean, whatever the reward says.
+"""RLSD's gain and its leak have one source: its weights distil in the mean, whatever the reward.
 
     python -m plots.drift [--quick]        runs/drift.jsonl and drift.png under --out
 
-In the mean over a group, RLVR does not push a token that all share; Eq 15 does, by lam sqrt(p (1 - p)) (w+ - w-) (the
-README's proposition). Measured: the dose (the verifier's noise, eps_w, lam of 1 held or falling to 0 in 50 steps)
-against accuracy and leakage; and controls at noise 0.4, eps_w 1: RLVR + a falling OPSD term, a weight without the sign,
-and one balanced so that no position gets a push in the mean. plots.push measures the push itself.
+In the mean over a group, RLVR does not push a token that all share; Eq 15 does, by
+lam sqrt(p (1 - p)) (w+ - w-) (the README's proposition). Measured: the dose (the verifier's noise,
+eps_w, lam of 1 held or falling to 0 in 50 steps) against accuracy and leakage; and controls at
+noise 0.4, eps_w 1: RLVR + a falling OPSD term, a weight without the sign, and one balanced so that
+no position gets a push in the mean. plots.push measures the push itself.
 """
 
 import argparse
@@ -14,99 +15,138 @@ from itertools import product
 import numpy as np
 
 import rlsd
-from plots import compare, pool, study, variants
+from plots import study, variants
+from plots.study import noisy
 
-NOISES, CLIPS, SCHEDULES, CONTROLLED = (0.0, 0.3, 0.4, 0.5), (0.2, 1.0, 4.0), {"held": 0, "falling": 50}, 0.4
-RLSD = {f"RLSD, eps_w {eps_w:g}, {schedule}": (rlsd.method_loss, {"eps_w": eps_w, "lam_decay": decay})
-        for (schedule, decay), eps_w in product(SCHEDULES.items(), CLIPS)}
-CONTROLS = {f"{name}, {schedule}": (method, {"lam_decay": SCHEDULES[schedule]}) for name, method, schedule in (
-    ("RLVR + OPSD", variants.plain_sum, "falling"), ("unsigned", variants.unsigned, "held"),
-    ("balanced", variants.balanced, "held"), ("balanced", variants.balanced, "falling"))}
-METHODS = {"RLVR": (rlsd.method_loss, {"mode": "rlvr"}), **RLSD, **CONTROLS}
+NOISES = (0.0, 0.3, 0.4, 0.5)
+CLIPS = (0.2, 1.0, 4.0)
+SCHEDULES = {"held": 0, "falling": 50}
+CONTROLLED = 0.4
 COLOURS = dict(zip(NOISES, ("#0072B2", "#009E73", "#D55E00", "#000000")))
+
+METHODS = {"RLVR": (rlsd.method_loss, {"mode": "rlvr"})}  # the method and its settings
+RLSD = []  # names
+for schedule, eps_w in product(SCHEDULES, CLIPS):
+    RLSD.append(f"RLSD, eps_w {eps_w:g}, {schedule}")
+    settings = {"eps_w": eps_w, "lam_decay": SCHEDULES[schedule]}
+    METHODS[RLSD[-1]] = rlsd.method_loss, settings
+CONTROLS = {
+    "RLVR + OPSD, falling": (variants.plain_sum, {"lam_decay": 50}),
+    "unsigned, held": (variants.unsigned, {"lam_decay": 0}),
+    "balanced, held": (variants.balanced, {"lam_decay": 0}),
+    "balanced, falling": (variants.balanced, {"lam_decay": 50}),
+}
+METHODS |= CONTROLS
 
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
     """All runs; --quick is one seed, one noise, one eps_w and half of the steps."""
-    runs, noises, seeds, steps = [], NOISES, range(flags.seeds), flags.steps
-    if flags.quick:
-        noises, seeds, steps = (CONTROLLED,), range(1), -(-steps // 2)
-    for seed, noise, (name, (method, settings)) in product(seeds, noises, METHODS.items()):
+    noises = (CONTROLLED,) if flags.quick else NOISES
+    runs = []
+    for seed, noise, name in product(study.seeds_of(flags), noises, METHODS):
+        method, settings = METHODS[name]
         settings = {"eps_w": 1.0, "lam": 1.0, **settings}
-        if (name in CONTROLS and noise != CONTROLLED) or (flags.quick and settings["eps_w"] != 1):
+        if name in CONTROLS and noise != CONTROLLED:
             continue
-        config = rlsd.Config(seed=seed, digits=flags.digits, steps=steps, evaluate_every=20, verifier_noise=noise,
-                             **settings)
-        runs.append((f"{name}, noise {noise:g}", config, method))
+        if flags.quick and settings["eps_w"] != 1:
+            continue
+        settings |= study.error_rates(noise)
+        runs.append((noisy(name, noise), study.config_of(flags, seed, **settings), method))
     return runs
 
 
-def seen(lines: list[dict], name: str, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per seed: gain, accuracy at the end, highest leakage. Gain: in mean over the run, on RLVR; RLVR's on the base."""
-    label, rlvr = (f"{method}, noise {noise:g}" for method in (name, "RLVR"))
-    below = study.curves(lines, "accuracy", rlvr)[:, 0] if name == "RLVR" else study.means(lines, rlvr)
-    return study.means(lines, label) - below, study.ends(lines, label), study.leaks(lines, label)
+def gain(lines: list[dict], name: str, noise: float) -> np.ndarray:
+    """How far the mean over the run is above RLVR's; RLVR's own above the base. (seeds,)"""
+    rlvr = noisy("RLVR", noise)
+    if name == "RLVR":
+        below = study.curves(lines, "accuracy", rlvr)[:, 0]
+    else:
+        below = study.means(lines, rlvr)
+    return study.means(lines, noisy(name, noise)) - below
+
+
+def leak(lines: list[dict], name: str, noise: float) -> np.ndarray:
+    """The highest leakage. (seeds,)"""
+    return study.leaks(lines, noisy(name, noise))
 
 
 def table(lines: list[dict]) -> list[str]:
-    """Means over seeds; one column per noise."""
-    labels, rows = {line["label"] for line in lines}, []
-    noises = study.noises(lines)
+    """Means over seeds; a column per noise."""
+    labels, noises = study.labels_of(lines), study.noises(lines)
+    rows = []
     for name in METHODS:
-        cells = ["{:+.3f}; {:.3f}; {:.3f}".format(*(values.mean() for values in seen(lines, name, noise)))
-                 if f"{name}, noise {noise:g}" in labels else "" for noise in noises]
+        cells = []
+        for noise in noises:
+            label = noisy(name, noise)
+            if label not in labels:
+                cells.append("")
+                continue
+            end = study.ends(lines, label).mean()
+            above, leaked = gain(lines, name, noise).mean(), leak(lines, name, noise).mean()
+            cells.append(f"{above:+.3f}; {end:.3f}; {leaked:.3f}")
         if any(cells):
             rows.append((f"{name} (gain over the base)" if name == "RLVR" else name, *cells))
-    return study.markdown(("gain over RLVR; end; leak", *(f"noise {noise:g}" for noise in noises)), rows)
+    head = ("gain over RLVR; end; leak", *(f"noise {noise:g}" for noise in noises))
+    return study.markdown(head, rows)
 
 
-def draw_doses(panels, lines: list[dict]) -> None:
-    """Gain and highest leakage against eps_w, one colour per noise; dashed where lam is held. Bars: all seeds."""
-    named = "falling", "held"  # whose ends have the names
-    texts = "gain over RLVR, accuracy in the mean over the run", "highest leakage of the run (share)"
-    for panel, which, ending, text in zip(panels, (0, 2), named, texts):
-        where = {}
-        for noise, (schedule, style) in product(NOISES, zip(SCHEDULES, ("--", "-"))):
-            values = np.array([seen(lines, f"RLSD, eps_w {eps_w:g}, {schedule}", noise)[which] for eps_w in CLIPS])
-            across = np.arange(len(CLIPS)) + 0.04 * NOISES.index(noise)  # or the bars would hide each other
-            panel.plot(across, values.mean(1), style, marker="o", color=COLOURS[noise])
-            panel.vlines(across, values.min(1), values.max(1), color=COLOURS[noise], linewidth=0.8, linestyle=style)
-            if schedule == ending:
-                where[noise] = across[-1], values[-1].mean()
-        panel.set(xlabel="eps_w, the weights' clip (dashed: lam held)", ylabel=text)
-        panel.set_xticks(range(len(CLIPS)), [f"{clip:g}" for clip in CLIPS])
-        panel.axhline(0, color="#888888", linewidth=0.8)
-        compare.write_names(panel, where, {noise: f"noise {noise:g}" for noise in NOISES}, COLOURS)
-        told = (f"{noise:g}: {where[noise][1]:+.2f}" for noise in (NOISES[0], NOISES[-1]))
-        panel.set_title(f"{'Gain' if which == 0 else 'Leak'}, lam {ending}, eps_w 4, at noise {', '.join(told)}",
-                        loc="left", fontsize=11)
+def draw_doses(panel, lines: list[dict], of, named: str) -> None:
+    """Gain or leak against eps_w, a colour per noise; dashed where lam is held. Bars: all seeds.
+
+    The names stand at the ends of the curves of the `named` schedule.
+    """
+    ends = []
+    for noise, schedule in product(NOISES, SCHEDULES):
+        colour, style = COLOURS[noise], "--" if schedule == "held" else "-"
+        names = [f"RLSD, eps_w {eps_w:g}, {schedule}" for eps_w in CLIPS]
+        values = np.array([of(lines, name, noise) for name in names])
+        mean = values.mean(1)
+        x = np.arange(len(CLIPS)) + 0.04 * NOISES.index(noise)  # or the bars would hide each other
+        panel.plot(x, mean, style, marker="o", color=colour)
+        panel.vlines(x, values.min(1), values.max(1), color=colour, linewidth=0.8, linestyle=style)
+        if schedule == named:
+            ends.append((f"noise {noise:g}", colour, x[-1], mean[-1]))
+    panel.set_xlabel("eps_w, the clip of the weight (dashed: lam held)")
+    panel.set_xticks(range(len(CLIPS)), [f"{clip:g}" for clip in CLIPS])
+    panel.axhline(0, color="#888888", linewidth=0.8)
+    rlsd.name_ends(panel, ends)
+    first, last = ends[0][3], ends[-1][3]
+    told = f"noise {NOISES[0]:g}: {first:+.2f}, {NOISES[-1]:g}: {last:+.2f}"
+    study.title(panel, f"lam {named}, eps_w 4, at {told}")
 
 
 def draw_controls(panel, lines: list[dict]) -> None:
-    """Gain and highest leakage at one noise and eps_w 1, one row per method; bars: all seeds."""
+    """Gain and leak at one noise and eps_w 1, a row per method; bars: all seeds."""
     names = [*CONTROLS, *(name for name in RLSD if "eps_w 1," in name)]
     for row, name in enumerate(names):
-        gain, _, leak = seen(lines, name, CONTROLLED)
-        for values, colour, shift in ((gain, "#0072B2", -0.1), (leak, "#D55E00", 0.1)):
+        for of, colour, shift in ((gain, "#0072B2", -0.1), (leak, "#D55E00", 0.1)):
+            values = of(lines, name, CONTROLLED)
             panel.hlines(row + shift, values.min(), values.max(), color=colour, linewidth=1)
             panel.plot(values.mean(), row + shift, "o", color=colour)
     panel.axvline(0, color="#888888", linewidth=0.8)
     panel.set_yticks(range(len(names)), names)
-    panel.set(xlabel=f"noise {CONTROLLED}: gain over RLVR (blue), highest leakage (red)", xlim=(None, 1.03))
-    held = {short: seen(lines, name, CONTROLLED)[2].mean() for short, name in (
-        ("RLSD", "RLSD, eps_w 1, held"), ("balanced", "balanced, held"), ("unsigned", "unsigned, held"))}
-    told = ", ".join(f"{short} {leak:.2f}" for short, leak in held.items())
-    panel.set_title(f"Leak, held: {told}", loc="left", fontsize=10)
+    panel.set_xlabel(f"noise {CONTROLLED}: gain over RLVR (blue), highest leakage (red)")
+    panel.set_xlim(None, 1.03)
+    told = []
+    for name in ("RLSD, eps_w 1, held", "balanced, held", "unsigned, held"):
+        told.append(f"{name.partition(',')[0]} {leak(lines, name, CONTROLLED).mean():.2f}")
+    study.title(panel, f"Leak, held: {', '.join(told)}")
 
 
 def main() -> None:
     flags = study.arguments(__doc__)
     lines = study.run_all("drift", flags, plan(flags))
-    pool.say("\n".join(table(lines)))
-    figure, ((*doses, controls),) = study.panels(1, 1 if flags.quick else 3, height=4.4)
+    study.say(table(lines))
+    figure, axes = study.panels(1, 1 if flags.quick else 3, height=4.4)
+    *doses, controls = axes[0]
     draw_controls(controls, lines)
-    draw_doses(doses, lines)
-    study.finish(figure, flags.out / "drift.png", study.log_of("drift", flags))
+    if doses:
+        left, right = doses
+        draw_doses(left, lines, gain, named="falling")
+        left.set_ylabel("gain over RLVR, accuracy in the mean over the run")
+        draw_doses(right, lines, leak, named="held")
+        right.set_ylabel("highest leakage of the run (share)")
+    study.finish(figure, "drift", flags)
 
 
 if __name__ == "__main__":

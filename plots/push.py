@@ -2,8 +2,8 @@
 
     python -m plots.push [--quick]        runs/push.jsonl and push.png under --out
 
-Eq 15 leaves a push in the mean even then (the README's proposition). The measured rise of log P_S of many (problem,
-prefix, token) stands beside what the formula's coefficient predicts.
+Eq 15 leaves a push in the mean even then (the README's proposition). The measured rise of log P_S
+of many (problem, prefix, token) stands beside what the formula's coefficient predicts.
 """
 
 import copy
@@ -11,77 +11,112 @@ import copy
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import rlsd
-from plots import pool, study
+from plots import study
 
-COINS, RATE = 64, 1e-3  # tosses per group; step size
+COINS = 64  # tosses per group
+RATE = 1e-3  # the step size
 
 
-def push(world: rlsd.World, base: rlsd.GPT, problem: tuple, key: str, generator: torch.Generator) -> list[dict]:
-    """One small step of SGD on a group whose rewards are coins, A_t averaged over them: what is left is the push.
-
-    For every prefix and token that was sampled: how much log P_S rose per step size, and what the formula says. Its
-    coefficient c is the mean of A_t over the group where the token was written; through the softmax of that prefix
-    log P_S(v) rises by <e_v - P, sum_u c_u (e_u - P)>, up to what the weights behind the logits add.
-    """
-    group, student, covered = rlsd.Config.group_size, copy.deepcopy(base), world.prompts([problem])
-    tokens, old_logp, mask, _ = world.sample(base, covered, group, generator)
-    before, opened = study.both_views(world, base, problem, key, tokens)
-    gain, credit = rlsd.information_gain(opened, before), 0
+def mean_token_advantage(gain: Tensor, generator: torch.Generator) -> Tensor:
+    """RLSD's A_t where the rewards of a group are coins, in the mean over COINS tosses. (B, T)"""
+    total = torch.zeros_like(gain)
     for _ in range(COINS):
-        advantage = rlsd.group_advantage((torch.rand(group, generator=generator) < 0.5).float(), group)
-        credit = credit + rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0) / COINS
-    logp = rlsd.response_logp(student, covered, tokens)
-    rlsd.clipped_surrogate(rlsd.of_tokens(logp, tokens), old_logp, credit, mask).backward()
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter -= RATE * parameter.grad
-    rise = (study.both_views(world, student, problem, key, tokens)[0] - before) / RATE
-    unit = F.one_hot(tokens, logp.shape[-1]) - logp.detach().exp()  # e_v - P of each token
+        reward = (torch.rand(len(gain), generator=generator) < 0.5).float()
+        advantage = rlsd.group_advantage(reward, len(gain))
+        total += rlsd.rlsd_token_advantage(gain, advantage, eps_w=1.0, lam=1.0)
+    return total / COINS
+
+
+def push(
+    task: rlsd.Task, base: rlsd.GPT, problem: tuple, key: str, generator: torch.Generator
+) -> list[dict]:
+    """One small step of SGD on a group whose A_t are means over coins: what is left is the push.
+
+    For every prefix and token that was sampled: how much log P_S rose per step size, and what the
+    formula says. Its coefficient c is the mean of A_t over the group where the token was written;
+    through the softmax of that prefix log P_S(v) rises by <e_v - P, sum_u c_u (e_u - P)>, up to
+    what the weights behind the logits add.
+    """
+    student = copy.deepcopy(base)
+    prompt = rlsd.encode_prompts(task, [problem], base.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    rollout = rlsd.sample_responses(task, base, prompt, rlsd.Config.group_size, seed)
+    tokens, mask = rollout.tokens, rollout.mask
+    before = study.log_probs_of(task, base, problem, tokens)
+    teacher = study.log_probs_of(task, base, problem, tokens, key)
+    gain = rlsd.information_gain(teacher, before)
+    token_advantage = mean_token_advantage(gain, generator)
+
+    log_probs = rlsd.response_log_probs(student, prompt, tokens)
+    written = rlsd.token_log_probs(log_probs, tokens)
+    rlsd.clipped_surrogate(written, before, token_advantage, mask).backward()
+    torch.optim.SGD(student.parameters(), lr=RATE).step()
+    rise = (study.log_probs_of(task, student, problem, tokens) - before) / RATE
+
+    unit = F.one_hot(tokens, log_probs.shape[-1]) - log_probs.detach().exp()  # e_v - P
+    coefficient = mask * token_advantage / len(tokens)
     points = {}
     for row, position in mask.nonzero().tolist():
         same = (tokens[:, :position] == tokens[row, :position]).all(1)
-        direction = (same * mask[:, position] * credit[:, position] / group) @ unit[:, position]
-        points[tuple(tokens[row, :position + 1].tolist())] = {
-            "formula": round(float(unit[row, position] @ direction), 5), "rise": round(float(rise[row, position]), 4)}
+        direction = (same * coefficient[:, position]) @ unit[:, position]
+        prefix = tuple(tokens[row, : position + 1].tolist())
+        points[prefix] = {
+            "formula": round(float(unit[row, position] @ direction), 5),
+            "rise": round(float(rise[row, position]), 4),
+        }
     return list(points.values())
 
 
-def measure(config: rlsd.Config, problems: int) -> dict:
-    world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
-    generator, pairs = torch.Generator().manual_seed(0), list(zip(*world.task.exam()))[:problems]
-    return {"tokens": [point for pair in pairs for point in push(world, base, *pair, generator)]}
+def measure(config: rlsd.Config, count: int) -> dict:
+    """The points of one group to each of so many problems."""
+    task, base = config.make_task(), rlsd.cached_model(config, "base")
+    generator = torch.Generator().manual_seed(0)
+    problems, keys = task.exam()
+    points = []
+    for problem, key in zip(problems[:count], keys):
+        points += push(task, base, problem, key, generator)
+    return {"tokens": points}
 
 
 def seen(lines: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Push by the formula, measured rise, which pushes are over 0.05, and the share of these whose sign agrees."""
-    x, y = (np.array([point[key] for point in lines[0]["tokens"]]) for key in ("formula", "rise"))
+    """Push by the formula, measured rise, which pushes are over 0.05; whose signs agree (share)."""
+    points = lines[0]["tokens"]
+    x = np.array([point["formula"] for point in points])
+    y = np.array([point["rise"] for point in points])
     strong = np.abs(x) > 0.05
-    return x, y, strong, (np.sign(x) == np.sign(y))[strong].mean() if strong.any() else np.nan
+    agree = (np.sign(x) == np.sign(y))[strong].mean() if strong.any() else np.nan
+    return x, y, strong, agree
 
 
 def table(lines: list[dict]) -> list[str]:
     x, y, strong, agree = seen(lines)
-    row = str(len(x)), f"{np.corrcoef(x, y)[0, 1]:.2f}", str(strong.sum()), f"{agree:.1%}"
-    return study.markdown(("tokens", "correlation", "with a push over 0.05", "of these the sign agrees in"), [row])
+    correlation = np.corrcoef(x, y)[0, 1]
+    row = str(len(x)), f"{correlation:.2f}", str(strong.sum()), f"{agree:.1%}"
+    head = ("tokens", "correlation", "with a push over 0.05", "of these the sign agrees in")
+    return study.markdown(head, [row])
 
 
 def main() -> None:
     flags = study.arguments(__doc__, trains=False)
     problems = 12 if flags.quick else 48
-    lines = study.run_all("push", flags, [(f"{problems} groups", rlsd.Config(digits=flags.digits), problems)], measure)
-    pool.say("\n".join(table(lines)))
+    runs = [(f"{problems} groups", rlsd.Config(digits=flags.digits), problems)]
+    lines = study.run_all("push", flags, runs, measure)
+    study.say(table(lines))
     x, y, _, agree = seen(lines)
-    figure, ((panel,),) = study.panels(1, 1, width=6.5, height=4.2)
+    figure, axes = study.panels(1, 1, width=6.5, height=4.2)
+    panel = axes[0, 0]
     panel.plot(x, y, "o", markersize=3, color="#0072B2", alpha=0.5)
     panel.axhline(0, color="#888888", linewidth=0.8)
     panel.axvline(0, color="#888888", linewidth=0.8)
-    panel.set_yscale("symlog", linthresh=10)  # of a rare token log P_S may move a hundred times as far
-    panel.set(xlabel="push on the token by the formula (nats per unit of step size)",
-              ylabel="measured rise of log P_S (same unit)")
-    panel.set_title(f"A coin for a reward still pushes: {agree:.0%} of the signs as predicted", loc="left", fontsize=11)
-    study.finish(figure, flags.out / "push.png", study.log_of("push", flags))
+    panel.set_yscale("symlog", linthresh=10)  # log P_S of a rare token may move far
+    panel.set_xlabel("push on the token by the formula (nats per unit of step size)")
+    panel.set_ylabel("measured rise of log P_S (same unit)")
+    told = f"A coin for a reward still pushes: {agree:.0%} of the signs as predicted"
+    study.title(panel, told)
+    study.finish(figure, "push", flags)
 
 
 if __name__ == "__main__":

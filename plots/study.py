@@ -1,13 +1,14 @@
-"""What the studies share: their flags, runs side by side, a log of one line per run, and the look of a figure.
+"""What the studies share: flags, runs side by side, a log of a line per run, the look of figures.
 
-A study is a list of runs: (label, Config, method), the method being rlsd.method_loss or a function in its place. A
-run's line in runs/NAME.jsonl holds label, seed, config and curves; tables and figures are made of these lines. A study
-that measures something else per run gives run_all a function of its own, and the run what that function asks for.
+A study is a list of runs: (label, Config, method). The method is rlsd.method_loss, or a function in
+its place. A run's line in runs/NAME.jsonl holds its label, seed, config and curves; tables and
+figures are made of these lines. A study that measures something else gives run_all a function of
+its own, and then the third part of a run is what this function asks for.
 """
 
 import argparse
-import io
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,93 +19,233 @@ import torch
 from torch import Tensor
 
 import rlsd
-from plots import compare, files, pool
+from plots import compare
 
+HELD_AT_1 = {"eps_w": 1.0, "lam": 1.0, "lam_decay": 0}  # settings of many studies
 CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
+
+# ==== The command line ====
 
 
 def arguments(doc: str, parents: tuple = (), trains: bool = True, **numbers) -> argparse.Namespace:
-    """The flags of every study, those of the `parents` (parsers), and its own defaults of the `numbers`."""
-    about = (doc or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=about, allow_abbrev=False, parents=parents)
-    parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]")
-    parser.add_argument("--quick", action="store_true", help="one seed and fewer runs, within two minutes")
-    parser.add_argument("--resume", action="store_true", help="keep the runs that the log already has")
-    for name, default in ({"digits": 4} | ({"steps": 160, "seeds": 5} if trains else {}) | numbers).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"[{default}]")
+    """The flags of every study and those of the `parents`, with the study's defaults `numbers`."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=(doc or "").partition("\n")[0],
+        allow_abbrev=False,
+        parents=parents,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("plots"), help="folder of the figure and of runs/ [plots]"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed and fewer runs, within two minutes"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the runs that the log already has"
+    )
+    defaults = {"digits": 4}
+    if trains:
+        defaults |= {"steps": 160, "seeds": 5}
+    for name, default in (defaults | numbers).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     flags = parser.parse_args()
     for name, value in vars(flags).items():
         if type(value) is int and value < 1:
             raise rlsd.UserError(f"--{name} is {value}, but must be 1 or more")
-    files.probe(flags.out / "runs")
+    (flags.out / "runs").mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     return flags
+
+
+def command(main: Callable) -> None:
+    """Runs a study. Bad input is one line on standard error, and exit code 2; so is a full disk."""
+    signal.signal(signal.SIGINT, rlsd.stop_at_once)
+    try:
+        main()
+    except (rlsd.UserError, OSError) as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def steps_of(flags: argparse.Namespace, quick: int = 2) -> int:
+    """--steps; under --quick a half of them, or another fraction, rounded up."""
+    return -(-flags.steps // quick) if flags.quick else flags.steps
+
+
+def seeds_of(flags: argparse.Namespace) -> range:
+    """--seeds seeds; under --quick only the first."""
+    return range(1 if flags.quick else flags.seeds)
+
+
+def config_of(
+    flags: argparse.Namespace, seed: int, make: Callable = rlsd.Config, **settings
+) -> rlsd.Config:
+    """The settings of a run that is evaluated at every 20th step, unless they say otherwise."""
+    shared = {"digits": flags.digits, "steps": steps_of(flags), "evaluate_every": 20}
+    return make(**shared | {"seed": seed} | settings)
+
+
+# ==== Runs and their log ====
 
 
 def log_of(name: str, flags: argparse.Namespace) -> Path:
     return flags.out / "runs" / f"{name}.jsonl"
 
 
-def make_bases(configs: list[rlsd.Config]) -> None:
-    """The base of each config, and OPD's teacher where it is needed, side by side and once each."""
-    wanted = {(config.task, config.digits, config.slip, config.cite, config.seed): config for config in configs}
-    jobs = [(rlsd.cached_model, config, "base") for config in wanted.values()]
-    jobs += [(rlsd.cached_model, config, "teacher") for config in configs if config.mode == "opd"]
-    list(pool.side_by_side(jobs, "bases"))
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a study's log. UserError if it is none."""
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for line in lines:
+            identity(line)
+    except (ValueError, TypeError, KeyError) as error:
+        raise rlsd.UserError(f"{path} is not the log of a study: move it away") from error
+    return lines
+
+
+def identity(line: dict) -> tuple[str, str]:
+    """Lines of the same label and config are of the same run."""
+    return line["label"], json.dumps(line["config"])
+
+
+def run_all(
+    name: str, flags: argparse.Namespace, runs: list[tuple], measure: Callable | None = None
+) -> list[dict]:
+    """The lines of all runs (label, config, given), in their order.
+
+    measure(config, given) -> dict is called once per run, side by side. The log grows by a line
+    when a run is done. With --resume the runs that the log already has are kept.
+    """
+    path = log_of(name, flags)
+    kept = read_lines(path) if flags.resume and path.exists() else []
+    done = {identity(line): line for line in kept}
+    wanted, jobs = [], []
+    for label, config, given in runs:
+        head = {"label": label, "seed": config.seed, "config": asdict(config)}
+        wanted.append(identity(head))
+        if wanted[-1] not in done:
+            jobs.append((run_one, head, measure or curves_of_run, config, given))
+
+    order = dict.fromkeys([*done, *wanted])
+    models = base_jobs([config for _, _, _, config, _ in jobs])
+    workers = min(rlsd.cores(), rlsd.MAX_WORKERS, len(jobs))
+    for job, result in rlsd.side_by_side([models, jobs], workers):
+        if isinstance(result, Exception):
+            raise result
+        if job[0] is run_one:
+            head = job[1]
+            done[identity(head)] = {**head, **result}
+            text = "".join(json.dumps(done[key]) + "\n" for key in order if key in done)
+            rlsd.write_whole(path, lambda part: part.write_text(text, "utf-8"))
+            show_progress(sum(key in done for key in wanted), len(wanted))
+    return [done[key] for key in wanted]
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line on a terminal, written over."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r\033[K{done} of {total} runs", end=end, file=sys.stderr, flush=True)
+
+
+def base_jobs(configs: list[rlsd.Config]) -> list[tuple]:
+    """Jobs that make the base of each config, and OPD's teacher where it is needed, once each."""
+    jobs = {}
+    for config in configs:
+        trained_on = config.task, config.digits, config.slip, config.cite, config.seed
+        jobs[trained_on, "base"] = (make_model, config, "base")
+        if rlsd.MODES[config.mode].teacher == "larger":
+            jobs[trained_on, "teacher"] = (make_model, config, "teacher")
+    return list(jobs.values())
+
+
+def make_model(config: rlsd.Config, kind: str, report: Callable) -> None:
+    """A job."""
+    rlsd.cached_model(config, kind)
+
+
+def run_one(head: dict, measure: Callable, config: rlsd.Config, given, report: Callable) -> dict:
+    """A job."""
+    return measure(config, given)
+
+
+def training(config: rlsd.Config, method: Callable = rlsd.method_loss):
+    """rlsd.train with the networks that it needs: yields (record, student, teacher)."""
+    base = rlsd.cached_model(config, "base")
+    larger = None
+    if rlsd.MODES[config.mode].teacher == "larger":
+        larger = rlsd.cached_model(config, "teacher")
+    return rlsd.train(config, config.make_task(), base, larger, method)
 
 
 def curves_of_run(config: rlsd.Config, method: Callable) -> dict:
-    world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
-    teacher = rlsd.cached_model(config, "teacher") if config.mode == "opd" else None
-    records = [record for record, _ in rlsd.train(config, world, base, teacher, method=method)]
-    return {key: [record[key] for record in records] for key in CURVES}
+    """What run_all measures by default."""
+    records = [record for record, _, _ in training(config, method)]
+    return columns(records, CURVES)
 
 
-def run_all(name: str, flags: argparse.Namespace, runs: list[tuple], one: Callable = curves_of_run) -> list[dict]:
-    """The lines of all runs (label, config, what `one` needs). The log grows by a line as each is done.
-
-    one(config, what it needs) -> dict. Runs that a resumed log already has, of the same label and config, are kept.
-    """
-    path = log_of(name, flags)
-    kept = files.read_log(path) if flags.resume and path.exists() else []
-
-    def identity(line: dict) -> tuple:
-        return line["label"], json.dumps(line["config"])
-
-    with files.distrust(path):
-        have = set(map(identity, kept))
-    heads = [{"label": label, "seed": config.seed, "config": asdict(config)} for label, config, _ in runs]
-    missing = [(head, config, given) for head, (_, config, given) in zip(heads, runs) if identity(head) not in have]
-    make_bases([config for _, config, _ in missing])
-    results = pool.side_by_side([(one, config, given) for _, config, given in missing], "runs")
-    for measured, (head, _, _) in zip(results, missing):  # in this order, so that the results are asked to their end
-        kept.append({**head, **measured})
-        files.write_log(path, kept)
-    wanted = set(map(identity, heads))  # the log may hold others, such as those of --quick
-    return [line for line in kept if identity(line) in wanted]
+def columns(records: list[dict], names: tuple[str, ...]) -> dict[str, list]:
+    """name -> its value at each evaluation."""
+    return {name: [record[name] for record in records] for name in names}
 
 
-def both_views(world: rlsd.World, model, problem: tuple, key: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """log P (B, T) of the tokens of responses to one problem, by one model, with the key covered and open."""
-    with torch.no_grad():
-        covered, opened = (rlsd.of_tokens(rlsd.response_logp(model, world.prompts([problem], keys), tokens), tokens)
-                           for keys in (None, [key]))
-    return covered, opened
+@torch.no_grad()
+def log_probs_of(
+    task: rlsd.Task, model: rlsd.GPT, problem: tuple, tokens: Tensor, key: str | None = None
+) -> Tensor:
+    """log P(y_t) of responses to one problem; a key is shown if it is given. (B, T) -> (B, T)."""
+    keys = None if key is None else [key]
+    prompts = rlsd.encode_prompts(task, [problem], model.device, keys)
+    log_probs = rlsd.response_log_probs(model, prompts, tokens)
+    return rlsd.token_log_probs(log_probs, tokens)
 
 
-# ---- What is said of the lines: (seeds, evaluations) or (seeds,), seeds in order.
+def noisy(name: str, noise: float) -> str:
+    """The label of runs with a noisy verifier."""
+    return f"{name}, noise {noise:g}"
 
-def curves(lines: list[dict], key: str, label: str) -> np.ndarray:
-    return np.array([line[key] for line in sorted(lines, key=lambda line: line["seed"]) if line["label"] == label])
+
+def error_rates(noise: float) -> dict[str, float]:
+    """Settings of a verifier whose every verdict is flipped with probability `noise`."""
+    return {"false_negatives": noise, "false_positives": noise}
+
+
+def noise_of(config: dict) -> float:
+    """The noise of a logged config. Older logs have one setting for both kinds of errors."""
+    if "verifier_noise" in config:
+        return config["verifier_noise"]
+    return config["false_negatives"]
+
+
+# ==== What is said of the lines ====
+#
+# Shapes: (seeds, evaluations) or (seeds,), with the seeds in order.
+
+
+def labels_of(lines: list[dict]) -> list[str]:
+    return list(dict.fromkeys(line["label"] for line in lines))
+
+
+def curves(lines: list[dict], name: str, label: str) -> np.ndarray:
+    """A quantity of the runs of one label, (seeds, evaluations)."""
+    chosen = [line for line in lines if line["label"] == label]
+    return np.array([line[name] for line in sorted(chosen, key=lambda line: line["seed"])])
+
+
+def steps(lines: list[dict], label: str) -> np.ndarray:
+    """The steps of the evaluations, (evaluations,); they are the same for all seeds."""
+    return curves(lines, "step", label)[0]
 
 
 def ends(lines: list[dict], label: str) -> np.ndarray:
+    """The accuracy at the end."""
     return curves(lines, "accuracy", label)[:, -1]
 
 
 def means(lines: list[dict], label: str) -> np.ndarray:
-    """Mean accuracy over the run, by the one definition."""
-    return compare.mean_over_run(curves(lines, "step", label), curves(lines, "accuracy", label))
+    """The mean accuracy over the run."""
+    return compare.mean_over_run(steps(lines, label), curves(lines, "accuracy", label))
 
 
 def leaks(lines: list[dict], label: str) -> np.ndarray:
@@ -112,25 +253,40 @@ def leaks(lines: list[dict], label: str) -> np.ndarray:
     return compare.highest(curves(lines, "leakage", label))
 
 
+def spreads(lines: list[dict], label: str, *quantities: Callable) -> list[str]:
+    """The mean (lowest to highest) of each of the quantities, such as study.ends."""
+    return [compare.spread(quantity(lines, label)) for quantity in quantities]
+
+
 def noises(lines: list[dict]) -> list[float]:
     """The verifier noises of the runs."""
-    return sorted({line["config"]["verifier_noise"] for line in lines})
+    return sorted({noise_of(line["config"]) for line in lines})
 
 
 def markdown(head: tuple, rows: list[tuple]) -> list[str]:
-    """The lines of a markdown table, its columns aligned."""
+    """The lines of a markdown table, with its columns aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (head, *rows)]
-    return [f"| {lines[0]} |", "|" + "|".join("-" * (width + 2) for width in widths) + "|",
-            *(f"| {line} |" for line in lines[1:])]
+    lines = []
+    for row in (head, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return [lines[0], f"|{rule}|", *lines[1:]]
 
 
-# ---- Figures.
+def say(rows: list[str]) -> None:
+    print(*rows, sep="\n")
+
+
+# ==== Figures ====
+
 
 def panels(rows: int, columns: int, width: float = 5.2, height: float = 3.8):
     """A figure and its panels, (rows, columns)."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(width * columns, height * rows), dpi=110, layout="constrained")
+
+    size = width * columns, height * rows
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
@@ -138,35 +294,38 @@ def panels(rows: int, columns: int, width: float = 5.2, height: float = 3.8):
     return figure, axes
 
 
-def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict, styles: dict | None = None) -> None:
-    """label -> (steps, values (seeds, evaluations)): mean, band from lowest to highest, and the name at the end.
+def title(panel, text: str) -> None:
+    panel.set_title(text, loc="left", fontsize=10)
 
-    From wide and pale to thin and dark, so that curves that coincide are all seen.
+
+def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict) -> None:
+    """label -> (steps, values (seeds, evaluations)): the mean, and a band from lowest to highest.
+
+    Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
     """
-    for above, (label, (steps, values)) in enumerate(reversed(curves.items())):
-        panel.plot(steps, values.mean(0), color=colours[label], linestyle=(styles or {}).get(label, "-"),
-                   linewidth=2 + 1.6 * above, alpha=0.6 if above else 1, zorder=2 - above / 9)
-        panel.fill_between(steps, values.min(0), values.max(0), color=colours[label], alpha=0.13, linewidth=0)
     panel.set_xlim(0, max(steps[-1] for steps, _ in curves.values()))
-    ends = {label: (steps[-1], values.mean(0)[-1]) for label, (steps, values) in curves.items()}
-    compare.write_names(panel, ends, names, colours)
+    ends = []
+    for n, (label, (steps, values)) in enumerate(curves.items()):
+        below = len(curves) - 1 - n  # how many are drawn after this one
+        mean, colour = values.mean(0), colours[label]
+        opacity = 0.6 if below else 1
+        panel.plot(steps, mean, color=colour, linewidth=2 + 1.6 * below, alpha=opacity)
+        panel.fill_between(
+            steps, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0
+        )
+        ends.append((names[label], colour, steps[-1], mean[-1]))
+    rlsd.name_ends(panel, ends)
 
 
-def draw_runs(panel, lines: list[dict], key: str, names: dict, colours: dict, styles: dict | None = None) -> None:
+def draw_runs(panel, lines: list[dict], name: str, names: dict, colours: dict) -> None:
     """The curves of a quantity that is a share; names: label -> the name in the figure."""
-    panel.set(xlabel=compare.AXIS["step"], ylabel=compare.AXIS[key], ylim=compare.SHARE)
-    found = {label: (curves(lines, "step", label)[0], curves(lines, key, label)) for label in names}
-    draw_curves(panel, found, names, colours, styles)
+    panel.set(xlabel=rlsd.QUANTITIES["step"], ylabel=rlsd.QUANTITIES[name], ylim=rlsd.SHARE)
+    found = {label: (steps(lines, label), curves(lines, name, label)) for label in names}
+    draw_curves(panel, found, names, colours)
 
 
-def finish(figure, path: Path, log: Path) -> None:
-    figure.savefig(buffer := io.BytesIO())
-    files.write_whole(path, buffer.getvalue())
-    pool.say(f"figure {path}\nlog    {log}")
-
-
-def command(main: Callable) -> None:
-    """Runs a study as rlsd.py runs: bad input is one line and exit code 2, Ctrl-C keeps what was done."""
-    name = Path(sys.argv[0]).stem
-    pool.stop_in_one_line(name)
-    pool.command(name, main, rlsd.UserError)
+def finish(figure, name: str, flags: argparse.Namespace) -> None:
+    """Writes the figure, and says where it and the log are."""
+    path = flags.out / f"{name}.png"
+    rlsd.write_whole(path, lambda part: figure.savefig(part, format="png"))
+    print(f"figure {path}\nlog    {log_of(name, flags)}")

@@ -1,178 +1,483 @@
-"""What README.md and plots/*.md say of the committed logs is what these logs say."""
+"""What plots/*.md say of the committed logs is what these logs say; and the studies work."""
 
 import importlib
 import itertools
+import json
+import math
+import random
 import re
-import subprocess
+import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 
 import rlsd
-from plots import ahead, compare, direction, files, study
-from plots import coin as coins
+from plots import compare, floor, study, variants
+from tiny_tasks import Task
 
+torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-PAGES = {page.stem: page.read_text("utf-8") for page in ROOT.glob("plots/*.md")}
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {path.stem: path.read_text("utf-8") for path in ROOT.glob("plots/*.md")}
+MODULES = {}  # the studies
+for path in sorted(ROOT.glob("plots/*.py")):
+    if not path.stem.startswith("test_") and "study.run_all(" in path.read_text("utf-8"):
+        MODULES[path.stem] = importlib.import_module(f"plots.{path.stem}")
+UNTRAINED = ("belief", "credit", "push")  # studies without --steps and --seeds
+LOGGED = [name for name in MODULES if name != "credit"]  # whose tables are in the pages
 
 
-def sweep(folder: str) -> dict:
-    return compare.curves(compare.read(sorted((ROOT / folder / "runs").glob("carry-*-s?.jsonl"))))
+def rows_of(name: str) -> list[str]:
+    """The table of a study's committed log."""
+    lines = study.read_lines(ROOT / f"plots/reference/runs/{name}.jsonl")
+    lines = [line for line in lines if not line["label"].startswith("tuning")]
+    return MODULES[name].table(lines)
 
 
-STUDIES = sorted({path.stem for path in ROOT.glob("plots/reference/runs/*.jsonl")
-                  if not path.stem.startswith("carry-")} - {"credit", "speed"})
-EXACT_AND_NOISY = sweep("plots/reference"), sweep("plots/reference/noisy")
+def rows_of_all(names: list[str]) -> str:
+    return "\n".join("\n".join(rows_of(name)) for name in names)
 
 
-def log(name: str) -> list[dict]:
-    lines = files.read_log(ROOT / f"plots/reference/runs/{name}.jsonl")
-    return [line for line in lines if not line["label"].startswith("tuning")]
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def span(values) -> str:
-    return f"{np.mean(values):.2f} ({np.min(values):.2f} to {np.max(values):.2f})"
+# ==== The pages ====
 
 
-def test_the_readmes_table_is_that_of_the_two_sweeps():
-    exact, noisy = EXACT_AND_NOISY
-    assert all(len(curve["seed"]) == 5 for curve in (*exact.values(), *noisy.values()))
-    for mode, row, other in zip(exact, compare.table(exact)[2:], compare.table(noisy)[2:], strict=True):
-        name = compare.NAMES[mode]
-        assert row in README and (row == other if mode in ("opd", "opsd") else
-                                  other.replace(f"| {name} |", f"| {name}, noise 0.4 |") in README)
-
-
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", LOGGED)
 def test_the_studies_tables_are_those_of_their_logs(name):
-    rows = importlib.import_module(f"plots.{name}").table(log(name))
-    assert len(rows) > 2 and all(row in PAGES["LESSON" if name == "lesson" else "README"] for row in rows)
-
-
-def test_the_readmes_sentences_have_the_numbers_of_the_logs():
-    _, noisy = EXACT_AND_NOISY
-    contrast, coin = log("contrast"), [line for line in log("lesson") if line["label"] == "coin, RLSD"]
-    both = {(n, mode): curve for n, found in enumerate(EXACT_AND_NOISY) for mode, curve in found.items()}
-    end = {run: curve["accuracy"][:, -1] for run, curve in both.items()}
-    leak = {run: compare.highest(curve["leakage"]) for run, curve in both.items()}
-    lead = compare.mean_over_run(noisy["rlvr"]["step"], noisy["cepo"]["accuracy"] - noisy["rlvr"]["accuracy"])
-    choosy, wrong = "choosy cite, noise 0.4: ", "key noise 0.4: "
-    still, falling = (study.leaks(contrast, label) for label in (wrong + "RLSD", "verifier noise 0.4: RLSD, falling"))
-    learned = np.mean([max(line["accuracy"]) for line in coin])
-    said = [
-        f"**: {end[0, 'rlsd'].mean():.3f} and {end[0, 'rlvr'].mean():.3f} at the end.",
-        f"CEPO leads RLVR by {lead.mean():.3f} in the mean over the run, in {(lead > 0).sum()} seeds of 5;",
-        f"tuned for each, by {ahead.lead(log('ahead'), 'CEPO, held', 0.4)[1].removeprefix('+')} on ten fresh seeds",
-        f"learns even from a coin ({np.mean([line['accuracy'][0] for line in coin]):.2f} to {learned:.2f} on the way",
-        f"its leakage reaches {span(leak[1, 'rlsd'])} and it ends at {end[1, 'rlsd'].mean():.2f}.",
-        f"its leakage is {leak[1, 'cepo'].max():.3f} at most in any seed, and it ends at {end[1, 'cepo'].mean():.2f}.",
-        f"{sum(map(coins.fell, log('coin')))} of {len(log('coin'))} runs fall,",
-        f"without a leak above {max(max(line['leakage']) for line in log('coin')):.3f}",
-        f"CEPO leaks {span(study.leaks(contrast, choosy + 'CEPO'))}.",
-        f"CEPO has {study.means(contrast, wrong + 'CEPO').mean():.3f} in the mean over the run, RLVR ",
-        f"RLVR {study.means(contrast, wrong + 'RLVR').mean():.3f}; RLSD still leaks, {still.mean():.2f}.",
-        f"where no leak is measured ({leak[0, 'rlsd'].max():.3f} at most).",
-        f"RLSD leaks {leak[1, 'rlsd'].mean():.2f} at noise 0.4;",
-        f"with lam falling to 0 in 50 steps, {falling.mean():.2f}.",
-        f"CEPO ends higher, {end[1, 'cepo'].mean():.3f} against {end[1, 'rlvr'].mean():.3f}.",
-        f"RLSD rises fast, then leaks and falls in {(leak[1, 'rlsd'] > 0.5).sum()} seeds of 5; CEPO stays up"]
-    assert [text for text in said if text not in README] == []
-    logs = (ROOT / f"plots/reference/runs/carry-{mode}-s0.jsonl" for mode in ("rlsd", "cepo", "rlvr"))
-    shown, *others = [files.read_run(path)[1] for path in logs]
-    assert all(compare.row(record) in README for record in shown if record["step"] in (0, 10, 160))
-    greedy = [record["greedy_accuracy"] for records in (shown, *others) for record in records if record["step"] == 30]
-    assert min(greedy) > 0.99 and "reach 0.99 after 30 steps" in README
-    cosine, _ = direction.seen(log("direction"), "base")
-    assert f"{cosine[:, 1:4].mean(0).min():.3f}" == "0.999" and "cosine 0.999" in README
-    step, alone = (sum(column) for column in zip(*log("speed")[0]["parts"].values()))
-    assert f"{1e3 * step:.0f} ms, {step / alone:.1f} times its bare matrix products" in PAGES["README"]
+    page = PAGES["LESSON" if name == "lesson" else "README"]
+    rows = rows_of(name)
+    assert len(rows) > 2
+    assert [row for row in rows if row not in page] == []
 
 
 def test_every_number_of_a_verdict_on_the_paper_is_in_the_tables_of_the_study_that_gave_it():
-    verdicts = PAGES["README"].split("## The paper's claims")[1].split("\n## ")[0].splitlines()
-    rows = [row.split("|")[1:-1] for row in verdicts if row.startswith("| ")][1:]
-    for *_, seen, by in rows:
-        names = [name for name in STUDIES if name in by]
-        tables = "\n".join(row for name in names for row in importlib.import_module(f"plots.{name}").table(log(name)))
-        assert not names or all(number in tables for number in re.findall(r"\d+\.\d+|\d+ of \d+", seen)), seen
-    opd, opsd = (EXACT_AND_NOISY[0][mode] for mode in ("opd", "opsd"))
-    peaks, rises = opsd["step"][0][opsd["accuracy"].argmax(1)], np.diff(opsd["leakage"]) >= 0
-    said = (f"highest at step {peaks.min()} to {peaks.max()}, {opsd['accuracy'].max(1).mean():.2f}",
-            f"{opsd['accuracy'][:, -1].mean():.2f} at the end",
-            f"leakage rises or stays in {rises.sum()} of {rises.size} intervals",
-            f"KL of OPSD {opsd['kl'].mean(0)[0]:.2f} at the base, {opsd['kl'].mean(0).min():.2f} at its lowest",
-            f"KL at the end: OPD {opd['kl'][:, -1].mean():.3f}, OPSD {opsd['kl'][:, -1].mean():.3f}")
-    assert len(rows) == 13 and [text for text in said if text not in "\n".join(verdicts)] == []
+    section = PAGES["README"].split("## The paper's claims")[1].split("\n## ")[0]
+    rows = [row.split("|")[1:-1] for row in section.splitlines() if row.startswith("| ")]
+    assert len(rows) == 14
+    for *_, seen, by in rows[1:]:
+        names = [name for name in LOGGED if name in by]
+        tables = rows_of_all(names)
+        for number in re.findall(r"\d+\.\d+|\d+ of \d+", seen):
+            assert not names or number in tables, seen
 
 
-def test_with_an_exact_verifier_all_but_opsd_learn_without_leaking_and_opsd_rises_leaks_and_falls_in_every_seed():
-    found, _ = EXACT_AND_NOISY
-    for mode in ("rlvr", "opd", "rlsd", "cepo"):
-        assert found[mode]["accuracy"][:, -1].min() >= 0.85 and found[mode]["leakage"].max() <= 0.02
-        assert abs(compare.mean_over_run(found["rlvr"]["step"], found["rlvr"]["accuracy"]
-                                         - found[mode]["accuracy"]).mean()) < (0.02 if mode == "opd" else 0.002)
-    accuracy, third = found["opsd"]["accuracy"], found["opsd"]["step"][0] <= 160 / 3
-    assert (accuracy[:, third].max(1) - accuracy[:, 0] >= 0.2).all()
-    assert (accuracy.max(1) - accuracy[:, -1] >= 0.2).all() and (found["opsd"]["leakage"][:, -1] > 0.2).all()
-
-
-def test_when_the_verifier_errs_and_weights_are_held_rlsd_leaks_and_cepo_is_ahead_of_rlvr_in_every_seed():
-    _, found = EXACT_AND_NOISY
-    leads = {mode: compare.mean_over_run(found["rlvr"]["step"], found[mode]["accuracy"] - found["rlvr"]["accuracy"])
-             for mode in ("rlsd", "cepo")}
-    assert (leads["cepo"] > 0).all() and leads["rlsd"].mean() < 0
-    assert found["cepo"]["leakage"].max() < 0.02 and (compare.highest(found["rlsd"]["leakage"]) > 0.5).sum() == 4
-
-
-def test_the_readmes_task_is_complete_and_trains(tmp_path):
-    for part in ("rlsd", "tiny_tasks", "plots/__init__", "plots/compare", "plots/files", "plots/pool"):
-        name = f"{part}.py"
-        (copy := tmp_path / name).parent.mkdir(exist_ok=True)
-        copy.write_bytes((ROOT / name).read_bytes())
-    example = README.split("```python\n")[1].split("```")[0]
-    before, listed, after = (tmp_path / "tiny_tasks.py").read_text("utf-8").partition("\n\nTASKS = ")
-    after = after.replace("(Carry, Split)", "(Carry, Split, Plain)")
-    (tmp_path / "tiny_tasks.py").write_text(f"{before}\n\n{example}{listed}{after}", "utf-8")
-    words = ["--task", "plain", "--digits", "2", "--steps", "2", "--problems", "2"]
-    subprocess.run([sys.executable, "rlsd.py", *words], cwd=tmp_path, check=True, timeout=600)
-    _, (base, *_) = files.read_run(tmp_path / "plots/runs/plain-rlsd-s0.jsonl")
-    assert 0.5 < base["accuracy"] < 0.9 and "c" not in base["shown"]  # it has learned to add, and to forget
-
-
-def test_with_a_coin_for_a_reward_rlsds_mean_update_is_opsds_times_what_the_readme_says():  # all coins, all tokens
-    logits = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
-    student = logits.log_softmax(0)
-    teacher = (logits.detach() + 1e-4 * torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])).log_softmax(0)
-    gain, update, size = rlsd.information_gain(teacher.view(-1, 1), student.view(-1, 1)), 0, 0
-    for rewards in itertools.product((0.0, 1.0), repeat=4):
-        advantage = rlsd.group_advantage(torch.tensor(rewards, dtype=torch.float64), 4)[0].expand(5)
-        credit = rlsd.rlsd_token_advantage(gain, advantage, 0.2, 0.5).flatten()
-        update = update + torch.autograd.grad(student, logits, student.exp() * credit / 16, retain_graph=True)[0]
-        share = sum(rewards) / 4
-        size += 2 * 0.5 * (share * (1 - share)) ** 0.5 / 16
-    loss = rlsd.divergence(student.view(1, 1, -1), teacher.view(1, 1, -1), "reverse_kl").sum()
-    torch.testing.assert_close(update, -size * torch.autograd.grad(loss, logits)[0], rtol=1e-3, atol=1e-12)
-
-
-@pytest.mark.parametrize("eps_w, lam, noise", [*itertools.product((0.1, 0.5, 0.9), (0.3, 1.0), (0.1, 0.3, 0.44, 0.5))])
-def test_a_cite_is_pushed_up_where_the_readme_says_so(eps_w, lam, noise):  # half of the group is rewarded
-    gain, rewarded = torch.full((2, 1), 5.0), torch.tensor([1.0, 0.0])
-    up, down = rlsd.rlsd_token_advantage(gain, rlsd.group_advantage(rewarded, 2), eps_w, lam).flatten().tolist()
-    assert (noise * up + (1 - noise) * down > 1e-6) == (lam * eps_w > 1 - 2 * noise)
-
-
-def test_a_studys_text_has_no_number_that_its_table_has_not():  # of three decimals
+def test_a_studys_text_has_no_number_of_three_decimals_that_its_table_has_not():
     for section in PAGES["README"].split("\n## ")[1:]:
         title, _, text = section.partition("\n")
-        names = [name for name in STUDIES if name in title.partition(":")[0].split()]
-        tables = "\n".join(row for name in names for row in importlib.import_module(f"plots.{name}").table(log(name)))
+        words = title.partition(":")[0].split()
+        names = [name for name in LOGGED if name in words]
+        tables = rows_of_all(names)
         prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
-        assert [number for number in re.findall(r"\b\d\.\d{3}\b", prose) if names and number not in tables] == [], title
-    lesson, planted = "\n".join(importlib.import_module("plots.lesson").table(log("lesson"))), ("0.95", "0.3")
+        for number in re.findall(r"\b\d\.\d{3}\b", prose):
+            assert not names or number in tables, title
+
+
+def test_the_lessons_answers_have_the_numbers_of_its_log():
+    tables, planted = rows_of_all(["lesson"]), ("0.95", "0.3")
     answers = PAGES["LESSON"].split("The answers:")[1]
     prose = "\n".join(line for line in answers.splitlines() if not line.startswith("|"))
-    assert all(number in lesson or number in planted for number in re.findall(r"\b\d\.\d+\b", prose))
+    for number in re.findall(r"\b\d\.\d+\b", prose):
+        assert number in tables or number in planted
+
+
+def test_the_links_and_pictures_of_the_pages_exist():
+    for name, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            assert link.startswith("https://") or (ROOT / "plots" / link).exists(), (name, link)
+
+
+# ==== The mathematics of the pages ====
+
+
+def test_with_a_coin_for_a_reward_rlsds_mean_update_is_opsds_times_2_lam_sqrt_p_1_minus_p():
+    """Over all coins and all tokens."""
+    logits = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
+    student = logits.log_softmax(0)
+    shift = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])
+    teacher = (logits.detach() + 1e-4 * shift).log_softmax(0)
+    gain = rlsd.information_gain(teacher.view(-1, 1), student.view(-1, 1))
+    update, size = 0, 0
+    for rewards in itertools.product((0.0, 1.0), repeat=4):
+        advantage = rlsd.group_advantage(torch.tensor(rewards, dtype=torch.float64), 4)[0]
+        token_advantage = rlsd.rlsd_token_advantage(gain, advantage.expand(5), 0.2, 0.5)
+        weight = student.exp() * token_advantage.flatten() / 16
+        update += torch.autograd.grad(student, logits, weight, retain_graph=True)[0]
+        p = sum(rewards) / 4
+        size += 2 * 0.5 * math.sqrt(p * (1 - p)) / 16
+    loss = rlsd.divergence(student.view(1, 1, -1), teacher.view(1, 1, -1), "reverse_kl").sum()
+    imitation = -torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(update, size * imitation, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("eps_w", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+@pytest.mark.parametrize("noise", [0.1, 0.3, 0.44, 0.5])
+def test_a_cite_is_pushed_up_if_lam_eps_w_is_above_1_minus_twice_the_noise(eps_w, lam, noise):
+    """Half of the group is rewarded."""
+    gain = torch.full((2, 1), 5.0)
+    advantage = rlsd.group_advantage(torch.tensor([1.0, 0.0]), 2)
+    up, down = rlsd.rlsd_token_advantage(gain, advantage, eps_w, lam).flatten().tolist()
+    push = noise * up + (1 - noise) * down
+    assert (push > 1e-6) == (lam * eps_w > 1 - 2 * noise)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 5])
+def test_theorem_1_holds_for_any_teacher_and_student(scale):
+    teacher = (scale * numbers(6, 4, 9)).log_softmax(-1)
+    student = (scale * numbers(4, 9)).log_softmax(-1)
+    loss, first, information = floor.theorem_1(teacher, student)
+    by_hand = 0.0
+    for of_key in teacher:
+        for p, q in zip(of_key.flatten(), student.flatten()):
+            by_hand += float(p.exp() * (p - q)) / 6
+    assert float(loss.sum()) == pytest.approx(by_hand, abs=1e-9)
+    assert (information >= 0).all() and (first >= 0).all()
+    torch.testing.assert_close(loss, first + information)
+
+
+def test_proposition_1_by_enumeration():
+    """A student of 5 parameters."""
+    weights = numbers(5, seed=1).requires_grad_()
+    teacher = (2 * numbers(6, 9, seed=2)).softmax(-1)
+    log_probs = (numbers(9, 5) @ weights).log_softmax(-1)
+
+    def gradient(target: torch.Tensor) -> torch.Tensor:
+        loss = (target * (target.log() - log_probs)).sum()
+        return torch.autograd.grad(loss, weights, retain_graph=True)[0]
+
+    def score_of(log_prob: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(log_prob, weights, retain_graph=True)[0]
+
+    score = torch.stack([score_of(log_prob) for log_prob in log_probs])
+    deviation, variance = floor.gradient_deviation(teacher, score)
+    samples = torch.stack([gradient(target) for target in teacher])
+    torch.testing.assert_close(samples, gradient(teacher.mean(0)) + deviation)
+    torch.testing.assert_close(deviation.square().sum(1).mean(), variance)
+    assert deviation.mean(0).abs().max() < 1e-12
+    _, _, information = floor.theorem_1(teacher.log(), log_probs.detach())
+    assert variance <= 2 * score.square().sum(1).max() * information
+
+
+# ==== The variants ====
+
+
+def a_batch() -> rlsd.Batch:
+    """Four responses in two groups; all that is not told is random."""
+    generator = torch.Generator().manual_seed(9)
+    tokens = torch.randint(5, (4, 3), generator=generator)
+    student = numbers(4, 3, 5).log_softmax(-1).requires_grad_()
+    return rlsd.Batch(
+        tokens=tokens,
+        mask=torch.ones(4, 3),
+        reward=torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        old_log_probs=rlsd.token_log_probs(student.detach(), tokens),
+        student_log_probs=student,
+        no_key_log_probs=None,
+        right_key_log_probs=numbers(4, 3, 5, seed=1).log_softmax(-1),
+        wrong_key_log_probs=None,
+        group_size=2,
+        divergence="reverse_kl",
+        eps_w=0.2,
+        lam=0.5,
+        problems=[],
+        keys=[],
+        wrong_keys=[],
+        texts=[],
+    )
+
+
+def test_the_cures_leave_no_push_in_the_mean_where_eq_15_does():
+    mask = torch.ones(8, 3)
+    advantage = rlsd.group_advantage(torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0]), 8)
+    shared = torch.tensor([0.7, -0.4, 0.1]).expand(8, 3)  # the gains of tokens that all have
+    own = numbers(8, 3).float()
+    for weight in (
+        variants.unsigned_weight(shared, 1.0),
+        variants.balanced_weight(shared, advantage, mask, 1.0, 8),
+        variants.balanced_weight(own, advantage, mask, 1.0, 8),
+    ):
+        assert (weight > 0).all()
+        assert (advantage @ weight).abs().max() < 1e-6
+    pushed = rlsd.rlsd_token_advantage(shared, advantage, 1.0, 1.0).mean(0)
+    assert pushed.abs().min() > 0.05
+
+
+def test_rlvr_plus_opsd_is_the_sum_of_the_two_losses():
+    batch = a_batch()
+    rlvr, token_advantage = rlsd.method_loss("rlvr", batch)
+    opsd, _ = rlsd.method_loss("opsd", batch)
+    loss, ours = variants.plain_sum("rlsd", batch)
+    assert loss.item() == pytest.approx((rlvr + 0.5 * opsd).item())
+    assert torch.equal(ours, token_advantage)
+
+
+def test_the_variants_of_rlsd_differ_in_their_weights_and_keep_the_sign():
+    batch = a_batch()
+    _, advantage = rlsd.method_loss("rlvr", batch)
+    loss, rlsds = rlsd.method_loss("rlsd", batch)
+
+    def own_weight(gain: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+        return variants.clipped_weight(gain, advantage, batch.eps_w)
+
+    same_loss, same = variants.weighted(batch, own_weight)
+    assert torch.equal(same, rlsds) and torch.equal(same_loss, loss)
+    _, negative_only = variants.negative_only("rlsd", batch)
+    torch.testing.assert_close(negative_only, torch.where(advantage > 0, advantage, rlsds))
+    for method in (variants.unsigned, variants.balanced):
+        _, token_advantage = method("rlsd", batch)
+        assert (token_advantage * advantage > 0).all()
+        assert not torch.allclose(token_advantage, rlsds)
+
+
+def test_the_filtered_wrong_key_is_never_the_key_unless_nothing_else_was_rejected():
+    task, rng = rlsd.Config(digits=2).make_task(), random.Random(0)
+    texts = ["=046.", "=047.", "=048.", "no answer", "=047."]
+    chosen = set()
+    for _ in range(50):
+        chosen.add(variants.filtered_wrong_key(task, texts, [1, 0, 0, 0, 0], "047", rng))
+    assert chosen == {"048"}
+    assert variants.filtered_wrong_key(task, texts, [1, 0, 1, 0, 0], "047", rng) == "047"
+
+
+def test_a_study_can_put_the_filtered_wrong_key_into_the_page(toy):
+    config = rlsd.Config(mode="cepo", digits=2, steps=1, **study.error_rates(0.5))
+    filtered = mock.Mock(wraps=variants.filtered_wrong_key)
+    with mock.patch.object(rlsd, "choose_wrong_key", filtered):
+        study.curves_of_run(config, rlsd.method_loss)
+    assert filtered.call_count > config.problems
+
+
+# ==== Comparing runs ====
+
+
+def a_run(mode: str, seed: int, steps: list[int]) -> list[dict]:
+    """Records with random shares."""
+    rng = random.Random(f"{mode} {seed}")
+    shown = {
+        "problem": "1+2",
+        "tokens": ["3", "."],
+        "token_advantage": [0.5, -0.5],
+        "right": True,
+        "group_size": 8,
+        "group_right": 4,
+        "group_rewarded": 4,
+    }
+    records = []
+    for step in steps:
+        record = {"step": step, "mode": mode, "seed": seed, "shown": shown}
+        records.append(record | {name: rng.random() for name in compare.MEASURED})
+    return records
+
+
+def test_the_table_has_the_mean_over_steps_20_40_and_so_on_and_leads_are_paired_by_seed():
+    runs, means = {}, {}
+    for mode, seed in itertools.product(("rlvr", "rlsd"), (4, 3)):
+        records = a_run(mode, seed, list(range(0, 61, 10)))
+        counted = [record["accuracy"] for record in records if record["step"] in (20, 40, 60)]
+        runs[mode, seed] = records
+        means[mode, seed] = sum(counted) / 3
+    found = compare.curves(runs)
+    rows = compare.table(found)
+    assert len(rows) == 4
+    for mode, row in zip(("rlvr", "rlsd"), rows[2:]):
+        one, other = sorted((means[mode, 3], means[mode, 4]))
+        mean = f"{(one + other) / 2:.3f} ({one:.3f} to {other:.3f})"
+        assert f"| {compare.NAMES[mode]} |" in row and f"| {mean} |" in row
+    _, *leads = re.findall(r"[+-]\d\.\d+", compare.lead(found, "rlsd", "rlvr"))
+    by_hand = [means["rlsd", seed] - means["rlvr", seed] for seed in (3, 4)]
+    assert leads == [f"{lead:+.3f}" for lead in by_hand]
+
+
+def test_seeds_are_cut_to_the_steps_that_all_have_and_a_lead_needs_the_same_seeds():
+    runs = {
+        ("rlvr", 0): a_run("rlvr", 0, [0, 20, 40]),
+        ("rlvr", 1): a_run("rlvr", 1, [0, 20]),
+        ("cepo", 0): a_run("cepo", 0, [0, 20]),
+    }
+    found = compare.curves(runs)
+    assert found["rlvr"]["step"].tolist() == [0, 20]
+    assert found["rlvr"]["accuracy"].shape == (2, 2)
+    assert "unknown" in compare.lead(found, "cepo", "rlvr")
+
+
+def test_the_mean_over_a_run_without_step_20_is_that_of_the_steps_it_has():
+    assert compare.mean_over_run([0, 7], [[0.2, 0.4]]).tolist() == [0.4]
+    assert compare.mean_over_run([0], [[0.2]]).tolist() == [0.2]
+    assert compare.mean_over_run([0, 10, 20, 30], [[0.1, 0.2, 0.3, 0.4]]).tolist() == [0.3]
+
+
+def write_run(folder: Path, name: str, **settings) -> None:
+    config = rlsd.Config(**settings)
+    records = a_run(config.mode, config.seed, [0, config.steps])
+    lines = [rlsd.first_line(config, "cpu"), *map(json.dumps, records)]
+    text = "\n".join(lines) + "\n"
+    rlsd.write_whole(folder / "runs" / f"{name}.jsonl", lambda part: part.write_text(text))
+
+
+def test_runs_belong_together_by_their_settings_and_not_by_their_names(toy, capsys):
+    for mode, seed in itertools.product(("cepo", "rlvr"), (0, 1)):
+        write_run(Path("one"), f"any-{mode}{seed}", mode=mode, seed=seed, steps=40)
+        write_run(Path("one"), f"{mode}{seed}-other", mode=mode, seed=seed, eps_w=1.0)
+    write_run(Path("two"), "more", mode="rlvr", seed=2, eps_w=1.0)
+    Path("one/runs/study.jsonl").write_bytes(
+        (ROOT / "plots/reference/runs/lesson.jsonl").read_bytes()
+    )
+    Path("one/runs/other.jsonl").write_text("[]\n")
+    toy("compare", "one", "two")
+    out = capsys.readouterr().out
+    figures = re.findall("^figure (.*)$", out, re.MULTILINE)
+    assert figures == ["one/carry-all-s0-1-steps=40.png", "one/carry-all-s0-2-eps_w=1.png"]
+    for figure in figures:
+        assert Path(figure).read_bytes().startswith(b"\x89PNG")
+    assert out.count("| RLVR |") == 2 and out.count("| CEPO |") == 2
+    assert out.count("lead of CEPO over RLVR") == 2 and out.count("unknown") == 1
+
+
+def test_of_two_runs_with_the_same_settings_mode_and_seed_the_longer_one_is_taken(tmp_path):
+    write_run(tmp_path, "a", steps=40)
+    write_run(tmp_path, "b", steps=60)
+    write_run(tmp_path, "c", steps=50)
+    ((config, runs),) = compare.groups([tmp_path])
+    assert config.steps == 60
+    assert runs["rlsd", 0][-1]["step"] == 60
+
+
+# ==== The studies ====
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Runs a study in an empty folder, with bases that have learned nothing and a small exam."""
+    exam = Task.exam
+
+    def small_exam(task: Task) -> tuple[list, list]:
+        problems, keys = exam(task)
+        return problems[:32], keys[:32]
+
+    def run(name: str, *words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        module = importlib.import_module(f"plots.{name}")
+        monkeypatch.setattr(module, "CONTINUATIONS", 4, raising=False)
+        study.command(module.main)
+
+    monkeypatch.setattr(Task, "exam", small_exam)
+    monkeypatch.setattr(rlsd, "pretrain", lambda *_: None)
+    monkeypatch.setattr(rlsd, "CACHE", tmp_path / ".cache")
+    monkeypatch.setattr(rlsd, "cores", lambda: 1)  # a worker would know nothing of this
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, handler)
+
+
+def toy_flags(name: str) -> list[str]:
+    words = ["--digits", "2", "--quick"]
+    return words if name in UNTRAINED else [*words, "--steps", "2", "--seeds", "1"]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # this base has no signal
+@pytest.mark.parametrize("name", MODULES)
+def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, toy, capsys):
+    toy(name, *toy_flags(name))
+    said, complaints = capsys.readouterr()
+    log = Path(f"plots/runs/{name}.jsonl")
+    assert study.read_lines(log) and f"log    {log}\n" in said
+    assert complaints == ""
+    figures = re.findall("^figure (.*)$", said, re.MULTILINE)
+    assert figures == ([] if name == "lesson" else [f"plots/{name}.png"])
+    for figure in figures:
+        assert Path(figure).read_bytes().startswith(b"\x89PNG")
+
+
+def some_curves(config: rlsd.Config, method) -> dict:
+    """In the place of study.curves_of_run, which would train."""
+    steps = list(range(0, config.steps + 1, config.evaluate_every))
+    records = a_run(config.mode, config.seed, steps)
+    return study.columns(records, study.CURVES)
+
+
+@pytest.mark.parametrize("name", ["ahead", "bandwidth", "baselines", "contrast", "drift"])
+def test_the_long_form_of_a_study_has_a_table_and_a_figure_too(name, toy, monkeypatch, capsys):
+    monkeypatch.setattr(study, "curves_of_run", some_curves)
+    toy(name, "--digits", "2", "--steps", "60", "--seeds", "2")
+    out, complaint = capsys.readouterr()
+    assert complaint == "" and f"figure plots/{name}.png" in out
+    if name == "ahead":
+        assert " ± " in out and "mean over the run at the rate" in out
+
+
+def test_resume_keeps_the_runs_that_the_log_has(toy, monkeypatch):
+    monkeypatch.setattr(study, "curves_of_run", some_curves)
+    toy("lesson", *toy_flags("lesson"))
+    log = Path("plots/runs/lesson.jsonl")
+    whole = log.read_text("utf-8").splitlines()
+    log.write_text("\n".join([whole[3], *whole[:2]]) + "\n", "utf-8")
+    train = mock.Mock(wraps=some_curves)
+    monkeypatch.setattr(study, "curves_of_run", train)
+    toy("lesson", *toy_flags("lesson"), "--resume")
+    assert train.call_count == len(whole) - 3
+    assert study.labels_of(study.read_lines(log))[0] == json.loads(whole[3])["label"]
+    assert len(study.read_lines(log)) == len(whole)
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("drift --digits 77", "digits is 77"),
+        ("floor --steps 0", "--steps is 0"),
+        ("baselines --seeds -1", "--seeds is -1"),
+        ("belief --out /dev/null/x", "/dev/null/x"),
+        ("push --no", "--no"),
+        ("compare nowhere", "nowhere/runs"),
+        ("credit 1234+5678 --digits 2", "1234+5678"),
+        ("credit 078+56", "078+56"),
+        ("credit 1+2+3", "1+2+3"),
+        ("credit 50-38", "50-38"),
+        ("credit", "no/file.pt"),
+    ],
+)
+def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(command, said, toy, capsys):
+    name, *words = command.split()
+    if said == "no/file.pt":
+        words = ["--weights", said]
+    with pytest.raises(SystemExit) as end:
+        toy(name, *words)
+    out, complaint = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert said in complaint and re.fullmatch(r"[\w.]+: [^\n]+\n", complaint), complaint
+
+
+def test_a_damaged_log_is_refused_in_one_line(toy, capsys):
+    log = Path("plots/runs/lesson.jsonl")
+    for text in ("{", "[]\n", '{"label": "RLSD"}\n'):
+        rlsd.write_whole(log, lambda part, text=text: part.write_text(text))
+        with pytest.raises(SystemExit):
+            toy("lesson", *toy_flags("lesson"), "--resume")
+        assert f"{log} is not the log of a study" in capsys.readouterr().err
+
+
+def test_credit_prints_a_problem_of_yours_from_the_weights_of_a_run(toy, capsys):
+    config = rlsd.Config(digits=2, steps=1, lr=0.01)
+    ((_, base, _), (_, student, _)) = study.training(config)
+    saved = {"config": rlsd.asdict(config), "student": student.state_dict()}
+    torch.save(saved, "run.pt")
+    toy("credit", "78+56", "--weights", "run.pt")
+    out, complaint = capsys.readouterr()
+    assert complaint == "" and "78+56, run.pt: key 134" in out
+    assert "| response | token | P_S" in out
+
+    torch.save({"student": student.state_dict()}, "run.pt")
+    with pytest.raises(SystemExit):
+        toy("credit", "78+56", "--weights", "run.pt")
+    assert "does not hold the weights of a run" in capsys.readouterr().err
+
+
+def test_noise_is_read_from_old_and_new_logs():
+    assert study.noise_of({"verifier_noise": 0.4}) == 0.4
+    assert study.noise_of(vars(rlsd.Config(**study.error_rates(0.3)))) == 0.3

@@ -1,181 +1,245 @@
-"""A stable target, a signal that lasts, no leakage: OPSD's teacher gives at most two of the three (Theorem 3).
+"""A stable target, a lasting signal, no leakage: OPSD has at most two of the three (Theorem 3).
 
     python -m plots.trilemma [--quick]        runs/trilemma.jsonl and trilemma.png under --out
 
-OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or every step; a base that never cites,
-and one that does. All answers r and all well-formed responses of some held-out problems are enumerated, under one fixed
-weighting: a prefix counts as often as the base writes it. L(S, T) is then a function of student and teacher alone, and
-between two evaluations, k and k+1, L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher;
-then the teacher's. A signal lasts if more than a quarter is left at the end; a run leaks if it ever cites 0.02 or more.
+OPSD on `split` as in plots.floor, its teacher frozen, copied every 20 steps, or every step; a base
+that never cites, and one that does. All answers r and all well-formed responses of some held-out
+problems are enumerated, under one fixed weighting: a prefix counts as often as the base writes it.
+L(S, T) is then a function of student and teacher alone, and between two evaluations, k and k+1,
+L(k+1) - L(k) = Delta_S + Delta_T: first the student's steps, under the old teacher; then the
+teacher's. A signal lasts if more than a quarter is left at the end; a run leaks if it ever cites
+0.02 or more.
 """
 
-import copy
-import math
 from itertools import product
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import rlsd
-from plots import compare, pool, study
-from plots.floor import Enumeration, theorem_1
+from plots import study
+from plots.floor import Enumeration, log_mean, prefix_weight, theorem_1
 
-TEACHERS, CITES = {"frozen": 10**6, "copied every 20 steps": 20, "copied every step": 1}, (0.0, 0.3)
-NAMES, PROPERTIES = {name: name for name in TEACHERS}, ("a stable target", "a lasting signal", "no leakage")
+TEACHERS = {"frozen": 10**6, "copied every 20 steps": 20, "copied every step": 1}
+CITES = (0.0, 0.3)
+EVERY = 20  # steps between evaluations
+PROPERTIES = ("a stable target", "a lasting signal", "no leakage")
+NAMES = {name: name for name in TEACHERS}
 COLOURS = dict(zip(TEACHERS, ("#0072B2", "#E69F00", "#D55E00")))
-MEASURED = ("step", "accuracy", "leakage", "loss", "signal", "information", "rho", "student", "teacher", "right",
-            "marginal")  # student, teacher: Delta_S and Delta_T; right, marginal: right answers (share)
-SHOWN = {"signal": "signal: first term, nats per response", "teacher": "Delta_T, nats per response",
-         "leakage": compare.AXIS["leakage"]}
+# student, teacher: Delta_S and Delta_T; right, marginal: right answers (share)
+MEASURED = (
+    *("step", "accuracy", "leakage", "loss", "signal", "information", "rho"),
+    *("student", "teacher", "right", "marginal"),
+)
+SHOWN = {
+    "signal": "signal: first term, nats per response",
+    "teacher": "Delta_T, nats per response",
+    "leakage": rlsd.QUANTITIES["leakage"],
+}
 
 
 class Problem(Enumeration):
-    """An enumeration whose prefixes count as often as `writer` writes them; digits (N,): the sum but for the last."""
+    """An enumeration whose prefixes count as often as `writer` writes them."""
 
-    def __init__(self, world: rlsd.World, problem: tuple, teacher: rlsd.GPT, writer: rlsd.GPT):
-        super().__init__(world, problem, teacher, None)
-        places = world.task.digits - 1
-        needed = problem[0] - problem[1] - torch.tensor([sum(parts) for parts in product(range(10), repeat=places)])
-        self.last, self.has_last = needed.clamp(0, 9).unsqueeze(1), (needed >= 0) & (needed <= 9)  # digits are tokens
-        self.weights = []
+    def __init__(self, task: rlsd.Task, problem: tuple, teacher: rlsd.GPT, writer: rlsd.GPT):
+        super().__init__(task, problem, teacher)
+        needed = []  # the last digit that each response needs to be right
+        for parts in product(range(10), repeat=task.digits - 1):
+            needed.append(problem[0] - problem[1] - sum(parts))
+        needed = torch.tensor(needed)
+        self.last = needed.clamp(0, 9).unsqueeze(1)  # a digit is its own token
+        self.has_last = (needed >= 0) & (needed <= 9)
         with torch.no_grad():
-            for logp, (tokens, shared, begins, _, _) in zip(self.of_student(writer), self.lists):
-                before = F.pad(rlsd.of_tokens(logp, tokens).cumsum(1)[:, :-1], (1, 0))
-                self.weights.append((before.exp() / shared).index_fill(1, torch.arange(begins), 0))
-
-    def of_student(self, student: rlsd.GPT) -> list[Tensor]:
-        """Its log P (B, T, V) of each list."""
-        return [rlsd.response_logp(student, self.covered, tokens).double() for tokens, *_ in self.lists]
+            written = zip(self.lists, self.student_log_probs(writer))
+            self.weights = [prefix_weight(one, log_probs) for one, log_probs in written]
 
     @torch.no_grad()
     def losses(self, student: rlsd.GPT) -> Tensor:
-        """Theorem 1: loss, first term, information, nats per response, (3,)."""
-        lists = zip(self.of_student(student), self.lists, self.weights)
-        return sum(torch.stack([(weight * term).sum() for term in theorem_1(by_key, logp)])
-                   for logp, (_, _, _, by_key, _), weight in lists)
+        """Theorem 1: loss, first term and information, in nats per response, (3,)."""
+        total = torch.zeros(3, dtype=torch.float64)
+        for one, weight, log_probs in zip(
+            self.lists, self.weights, self.student_log_probs(student)
+        ):
+            terms = torch.stack(theorem_1(one.by_key, log_probs))
+            total += (weight * terms).sum((1, 2))
+        return total
 
     def deviation(self, student: rlsd.GPT) -> Tensor:
-        """E|g_r - mean g|^2 and E|g_r|^2, (2,): g_r is the loss's gradient for the key r, by all parameters."""
-        logp, parameters, total, squares = self.of_student(student), list(student.parameters()), 0, 0
-        count = len(self.lists[0][3])
-        for key in range(count):
-            pull = [-weight.unsqueeze(-1) * by_key[key].exp()
-                    for weight, (*_, by_key, _) in zip(self.weights, self.lists)]
-            parts = torch.autograd.grad(logp, parameters, pull, retain_graph=True)
-            gradient = torch.cat([part.flatten() for part in parts]).double()
-            total, squares = total + gradient / count, squares + gradient.square().sum() / count
-        return torch.stack((squares - total.square().sum(), squares))
+        """E|g_r - mean g|^2 and E|g_r|^2, (2,); g_r is the loss's gradient for the key r."""
+        log_probs, parameters = self.student_log_probs(student), list(student.parameters())
+        gradients = []
+        for key in range(len(self.lists[0].by_key)):
+            pull = []
+            for one, weight in zip(self.lists, self.weights):
+                pull.append(-weight.unsqueeze(-1) * one.by_key[key].exp())
+            parts = torch.autograd.grad(log_probs, parameters, pull, retain_graph=True)
+            gradients.append(torch.cat([part.flatten() for part in parts]).double())
+        gradients = torch.stack(gradients)
+        square = gradients.square().sum(1).mean()
+        return torch.stack((square - gradients.mean(0).square().sum(), square))
 
     @torch.no_grad()
-    def right(self, lists: list[Tensor]) -> Tensor:
-        """The share of right answers that log P (B, T, V) of each list gives, ()."""
-        first = [rlsd.of_tokens(logp, tokens)[:, :-1].sum(1) for logp, (tokens, *_) in zip(lists, self.lists)]
-        last = [logp[:, -1].gather(1, self.last).squeeze(1) for logp in lists]
-        return sum(((one + other).exp() * self.has_last).sum() for one, other in zip(first, last))
+    def right(self, log_probs: list[Tensor]) -> float:
+        """The share of right answers that log P (N, T, V) of each list gives."""
+        total = 0.0
+        for one, of_list in zip(self.lists, log_probs):
+            before = rlsd.token_log_probs(of_list, one.tokens)[:, :-1].sum(1)
+            last = of_list[:, -1].gather(1, self.last).squeeze(1)
+            total += float(((before + last).exp() * self.has_last).sum())
+        return total
 
     def marginal(self) -> list[Tensor]:
-        """log mean_r P_T (B, T, V) of each list: the best that a student can do."""
-        return [by_key.logsumexp(0) - math.log(len(by_key)) for *_, by_key, _ in self.lists]
+        """log mean_r P_T (N, T, V) of each list: the best that a student can do."""
+        return [log_mean(one.by_key) for one in self.lists]
 
 
-def measure(config: rlsd.Config, problems: int) -> dict:
-    """One run, with what MEASURED names at each evaluation."""
-    world, base = rlsd.World(config.make_task()), rlsd.cached_model(config, "base")
-    student, chosen, seen, loss = copy.deepcopy(base), world.task.exam()[0][:problems], [], None
-    targets = [Problem(world, problem, base, base) for problem in chosen]
+def measure(config: rlsd.Config, count: int) -> dict:
+    """A run, with what MEASURED names at each evaluation."""
+    task, base = config.make_task(), rlsd.cached_model(config, "base")
+    problems = task.exam()[0][:count]
+    targets = [Problem(task, problem, base, base) for problem in problems]
+    records, loss = [], None
 
-    def mean(of) -> Tensor:
-        return sum(of(target) for target in targets) / problems
+    def mean_losses(student: rlsd.GPT) -> list[float]:
+        return (sum(target.losses(student) for target in targets) / count).tolist()
 
-    for record, state in rlsd.train(config, world, base):
-        student.load_state_dict(state["student"])
-        old_teacher = float(mean(lambda target: target.losses(student))[0])
-        if record["step"] % config.teacher_refresh == 0:  # the next step's teacher
-            targets = [Problem(world, problem, student, base) for problem in chosen]
-        before, (loss, signal, information) = loss, mean(lambda target: target.losses(student)).tolist()
-        deviation, square = mean(lambda target: target.deviation(student)).tolist()
-        seen.append({**record, "loss": loss, "signal": signal, "information": information, "rho": deviation / square,
-                     "student": 0.0 if before is None else old_teacher - before, "teacher": loss - old_teacher,
-                     "right": float(mean(lambda target: target.right(target.of_student(student)))),
-                     "marginal": float(mean(lambda target: target.right(target.marginal())))})
-    return {key: [one[key] for one in seen] for key in MEASURED}
+    for record, student, _ in rlsd.train(config, task, base):
+        before, old_teacher = loss, mean_losses(student)[0]
+        if record["step"] % config.teacher_refresh == 0:  # the teacher of the next step
+            targets = [Problem(task, problem, student, base) for problem in problems]
+        loss, signal, information = mean_losses(student)
+        deviation, square = sum(target.deviation(student) for target in targets).tolist()
+        right, marginal = 0.0, 0.0
+        for target in targets:
+            right += target.right(target.student_log_probs(student)) / count
+            marginal += target.right(target.marginal()) / count
+        record |= {"loss": loss, "signal": signal, "information": information}
+        record |= {"rho": deviation / square, "right": right, "marginal": marginal}
+        record["student"] = 0.0 if before is None else old_teacher - before
+        record["teacher"] = loss - old_teacher
+        records.append(record)
+    return study.columns(records, MEASURED)
 
 
 def seen(lines: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The labels; and key -> (labels, seeds, evaluations)."""
-    labels = list(dict.fromkeys(line["label"] for line in lines))
-    return labels, {key: np.array([study.curves(lines, key, label) for label in labels]) for key in MEASURED}
+    """The labels; and quantity -> (labels, seeds, evaluations)."""
+    labels, found = study.labels_of(lines), {}
+    for name in MEASURED:
+        found[name] = np.array([study.curves(lines, name, label) for label in labels])
+    return labels, found
 
 
 def table(lines: list[dict]) -> list[str]:
-    """What the paper says, what is seen (means over seeds; "to": at the end), and whether it holds."""
-    labels, all_of = seen(lines)
-    start, end = ({key: values[..., at].mean(1) for key, values in all_of.items()} for at in (0, -1))
-    change = {key: np.diff(all_of[key]) for key in ("loss", "information")}
-    student, teacher = (all_of[key][..., 1:] for key in ("student", "teacher"))
-    frozen, twenty = (np.array([label.startswith(name) for label in labels]) for name in [*TEACHERS][:2])
-    left, leak, above = end["signal"] / start["signal"], all_of["leakage"].max((1, 2)), end["right"] - end["marginal"]
-    has = np.stack(((teacher == 0).all((1, 2)), left > 0.25, leak < 0.02), 1)
-    error = np.abs(change["loss"] - student - teacher).max()
-    worked, moved = student[frozen | twenty], teacher[twenty]  # a teacher copied every step is another within 20 steps
-    larger, falls = (moved > np.abs(student[twenty])).sum(), change["information"][~frozen] < -1e-6
-    positive = f"is in {(moved > 0).sum()} of {moved.size}, up to {moved.max():.2f}; larger than Delta_S in {larger}"
+    """What the paper says, what is seen, and whether it holds; "to": from the start to the end."""
+    labels, values = seen(lines)
+    start = {name: value[..., 0].mean(1) for name, value in values.items()}
+    end = {name: value[..., -1].mean(1) for name, value in values.items()}
+    frozen = np.array([label.startswith("frozen") for label in labels])
+    twenty = np.array([label.startswith("copied every 20") for label in labels])
+    student, teacher = values["student"][..., 1:], values["teacher"][..., 1:]
+    left = end["signal"] / start["signal"]
+    leak = values["leakage"].max((1, 2))
 
-    def told(key: str, which: np.ndarray) -> str:
-        return "; ".join(f"{one:.2f} to {other:.2f}" for one, other in zip(start[key][which], end[key][which]))
+    def told(name: str, which: np.ndarray) -> str:
+        pairs = zip(start[name][which], end[name][which])
+        return "; ".join(f"{first:.2f} to {last:.2f}" for first, last in pairs)
 
-    rows = [("L(k+1) - L(k) = Delta_S + Delta_T", f"largest error {error:.0e}", error < 1e-6),
-            ("Prop. 2: a frozen teacher's signal vanishes", told("signal", frozen), (left[frozen] < 0.25).all()),
-            ("Prop. 2: its student stops at its marginal", "right answers above it "
-             + "; ".join(f"{one:+.3f}" for one in above[frozen]), (np.abs(above[frozen]) < 0.05).all()),
-            ("Theorem 2: Delta_S <= 0", f"above 0 in {(worked > 0).sum()} of {worked.size}, up to {worked.max():.2f}",
-             (worked <= 0).all()),
-            ("Theorem 2: Delta_T may be positive", positive, (moved > 0).any()),
-            ("Prop. 3: S never falls", f"falls in {falls.sum()} of {falls.size} by copies", not falls.any()),
-            ("Prop. 3: rho goes to 1", f"by copies {told('rho', ~frozen)}; frozen {told('rho', frozen)}",
-             (end["rho"][~frozen] > 0.95).all())]
+    rows = []
+
+    def add(claim: str, what: str, holds: bool) -> None:
+        rows.append((claim, what, "yes" if holds else "no"))
+
+    error = np.abs(np.diff(values["loss"]) - student - teacher).max()
+    add("L(k+1) - L(k) = Delta_S + Delta_T", f"largest error {error:.0e}", error < 1e-6)
+    vanishes = (left[frozen] < 0.25).all()
+    add("Prop. 2: a frozen teacher's signal vanishes", told("signal", frozen), vanishes)
+    above = (end["right"] - end["marginal"])[frozen]
+    what = "right answers above it " + "; ".join(f"{one:+.3f}" for one in above)
+    add("Prop. 2: its student stops at its marginal", what, (np.abs(above) < 0.05).all())
+
+    # A teacher that is copied at every step is another one within 20 steps.
+    worked, moved = student[frozen | twenty], teacher[twenty]
+    what = f"above 0 in {(worked > 0).sum()} of {worked.size}, up to {worked.max():.2f}"
+    add("Theorem 2: Delta_S <= 0", what, (worked <= 0).all())
+    larger = (moved > np.abs(student[twenty])).sum()
+    what = f"is in {(moved > 0).sum()} of {moved.size}, up to {moved.max():.2f}"
+    what += f"; larger than Delta_S in {larger}"
+    add("Theorem 2: Delta_T may be positive", what, (moved > 0).any())
+
+    falls = np.diff(values["information"])[~frozen] < -1e-6
+    what = f"falls in {falls.sum()} of {falls.size} by copies"
+    add("Prop. 3: S never falls", what, not falls.any())
+    what = f"by copies {told('rho', ~frozen)}; frozen {told('rho', frozen)}"
+    add("Prop. 3: rho goes to 1", what, (end["rho"][~frozen] > 0.95).all())
+
     for n, label in enumerate(labels):
-        properties = " and ".join(np.array(PROPERTIES)[has[n]]) or "none"
-        what = f"signal left {left[n]:.0%}, leakage {leak[n]:.1%}, accuracy {end['accuracy'][n]:.3f}: {properties}"
-        rows.append((f"Theorem 3: {label}", what, not has[n].all()))
-    return study.markdown(("claim", "seen, between evaluations 20 steps apart", "holds"),
-                          [(claim, what, "yes" if holds else "no") for claim, what, holds in rows])
+        has = (not teacher[n].any(), left[n] > 0.25, leak[n] < 0.02)
+        named = [name for name, holds in zip(PROPERTIES, has) if holds]
+        shares = f"signal left {left[n]:.0%}, leakage {leak[n]:.1%}"
+        what = f"{shares}, accuracy {end['accuracy'][n]:.3f}: {' and '.join(named) or 'none'}"
+        add(f"Theorem 3: {label}", what, not all(has))
+    head = ("claim", "seen, between evaluations 20 steps apart", "holds")
+    return study.markdown(head, rows)
 
 
-def title(key: str, values: dict[str, np.ndarray]) -> str:
-    if key == "teacher":
-        moved = values[[*TEACHERS][1]][:, 1:]
+def title(quantity: str, values: dict[str, np.ndarray]) -> str:
+    """values: teacher -> (seeds, evaluations)."""
+    if quantity == "teacher":
+        moved = values["copied every 20 steps"][:, 1:]
         return f"Delta_T is positive in {(moved > 0).sum()} of {moved.size} copies"
-    of = {"signal": lambda one: one[:, -1].mean() / one[:, 0].mean(), "leakage": lambda one: one.max(1).mean()}[key]
-    told = ", ".join(f"{name.removeprefix('copied ')} {of(one):.0%}" for name, one in values.items())
-    return f"{'Signal left' if key == 'signal' else 'Leakage'}: {told}"
+    told = []
+    for name, one in values.items():
+        share = one.max(1).mean()
+        if quantity == "signal":
+            share = one[:, -1].mean() / one[:, 0].mean()
+        told.append(f"{name.removeprefix('copied ')} {share:.0%}")
+    return f"{'Signal left' if quantity == 'signal' else 'Leakage'}: {', '.join(told)}"
+
+
+def draw(panel, lines: list[dict], quantity: str, teachers: list[str], cite: float) -> None:
+    """One quantity of the runs of one base, a curve per teacher."""
+    found = {}
+    for name in teachers:
+        if quantity == "teacher" and TEACHERS[name] < EVERY:
+            continue  # it moves between evaluations
+        label = f"{name}, cite {cite:g}"
+        found[name] = study.steps(lines, label), study.curves(lines, quantity, label)
+    panel.set_xlabel(f"training step; homework with a share {cite:g} of cites")
+    panel.set_ylabel(SHOWN[quantity])
+    values = {name: value for name, (_, value) in found.items()}
+    study.title(panel, title(quantity, values))
+    if quantity == "leakage":
+        panel.set_ylim(rlsd.SHARE)
+    study.draw_curves(panel, found, NAMES, COLOURS)
 
 
 def main() -> None:
     flags = study.arguments(__doc__, digits=3, seeds=3)
-    seeds, cites, teachers, problems, steps = range(flags.seeds), CITES, list(TEACHERS), 4, flags.steps
-    if flags.quick:
-        seeds, cites, teachers, problems, steps = range(1), CITES[1:], teachers[:2], 2, -(-steps // 4)
-    settings = {"mode": "opsd", "task": "split", "digits": flags.digits, "steps": steps, "evaluate_every": 20,
-                "divergence": "forward_kl"}
-    runs = [(f"{name}, cite {cite:g}", rlsd.Config(seed=seed, cite=cite, teacher_refresh=TEACHERS[name], **settings),
-             problems) for seed, cite, name in product(seeds, cites, teachers)]
+    cites = CITES[1:] if flags.quick else CITES
+    teachers = list(TEACHERS)[:2] if flags.quick else list(TEACHERS)
+    problems = 2 if flags.quick else 4
+    runs = []
+    for seed, cite, name in product(study.seeds_of(flags), cites, teachers):
+        config = rlsd.Config(
+            mode="opsd",
+            task="split",
+            seed=seed,
+            digits=flags.digits,
+            cite=cite,
+            steps=study.steps_of(flags, quick=4),
+            evaluate_every=EVERY,
+            divergence="forward_kl",
+            teacher_refresh=TEACHERS[name],
+        )
+        runs.append((f"{name}, cite {cite:g}", config, problems))
     lines = study.run_all("trilemma", flags, runs, measure)
-    pool.say("\n".join(table(lines)))
+    study.say(table(lines))
     figure, axes = study.panels(len(cites), len(SHOWN), width=5.6)
-    for (row, cite), (column, (key, text)) in product(enumerate(cites), enumerate(SHOWN.items())):
-        drawn = [name for name in teachers if key != "teacher" or TEACHERS[name] >= settings["evaluate_every"]]
-        step, values = ({name: study.curves(lines, which, f"{name}, cite {cite:g}") for name in drawn}
-                        for which in ("step", key))
-        panel = axes[row, column]
-        panel.set(xlabel=f"training step; homework with a share {cite:g} of cites", ylabel=text)
-        panel.set_title(title(key, values), loc="left", fontsize=10)
-        if key == "leakage":
-            panel.set_ylim(compare.SHARE)
-        study.draw_curves(panel, {name: (step[name][0], values[name]) for name in drawn}, NAMES, COLOURS)
-    study.finish(figure, flags.out / "trilemma.png", study.log_of("trilemma", flags))
+    for row, cite in zip(axes, cites):
+        for panel, quantity in zip(row, SHOWN):
+            draw(panel, lines, quantity, teachers, cite)
+    study.finish(figure, "trilemma", flags)
 
 
 if __name__ == "__main__":

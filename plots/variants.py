@@ -1,5 +1,9 @@
-"""Methods that the studies put in the place of rlsd.method_loss: (mode, batch) -> (loss, A_t (B, T))."""
+"""Methods that the studies put in the place of rlsd.method_loss, and another choice of a wrong key.
 
+A method is a function (mode, batch) -> (loss (), A_t (B, T)).
+"""
+
+import random
 from collections.abc import Callable
 
 from torch import Tensor
@@ -8,33 +12,42 @@ import rlsd
 
 
 def plain_sum(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
-    """RLVR + OPSD: RLVR's loss and lam times OPSD's. The A_t is RLVR's."""
-    (loss, credit), (imitation, _) = (rlsd.method_loss(part, batch) for part in ("rlvr", "opsd"))
-    return loss + batch.lam * imitation, credit
+    """RLVR + OPSD: the loss of RLVR and lam times that of OPSD. The A_t is RLVR's."""
+    loss, token_advantage = rlsd.method_loss("rlvr", batch)
+    imitation, _ = rlsd.method_loss("opsd", batch)
+    return loss + batch.lam * imitation, token_advantage
 
 
-# ---- RLSD with other weights. gain, mask: (B, T); advantage: (B,); a weight: (B, T).
+# ==== RLSD with other weights ====
+#
+# gain, mask, and a weight: (B, T); advantage: (B,).
+
 
 def clipped_weight(gain: Tensor, advantage: Tensor, eps_w: float) -> Tensor:
-    """Eq 14 with the clip of Eq 15: RLSD's own."""
+    """RLSD's own weight: Eq 14 with the clip of Eq 15."""
     return rlsd.evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
 
 
 def unsigned_weight(gain: Tensor, eps_w: float) -> Tensor:
     """exp(|Delta_t|), clipped: the same weight for right and wrong responses."""
-    return clipped_weight(gain.abs(), gain.new_ones(len(gain)), eps_w)
+    positive = gain.new_ones(len(gain))
+    return clipped_weight(gain.abs(), positive, eps_w)
 
 
-def balanced_weight(gain: Tensor, advantage: Tensor, mask: Tensor, eps_w: float, group_size: int) -> Tensor:
-    """RLSD's weight, divided at each position by its mean over the group's responses of the same sign.
+def balanced_weight(
+    gain: Tensor, advantage: Tensor, mask: Tensor, eps_w: float, group_size: int
+) -> Tensor:
+    """RLSD's weight, divided at each position by its mean over responses of the same sign.
 
-    Of the responses that reach a position sum_i A_i w_it = sum_i A_i: no push in the mean, up to their lengths.
+    The mean is over the responses of a group that reach this position. Over these,
+    sum_i A_i w_it = sum_i A_i: there is no push in the mean, up to their lengths.
     """
     weight = clipped_weight(gain, advantage, eps_w)
-    group, balanced = (-1, group_size, weight.shape[1]), weight.clone()
+    balanced = weight.clone()
+    by_group = (-1, group_size, weight.shape[1])
     for side in (advantage > 0, advantage < 0):
-        counted = (mask * side.unsqueeze(-1)).view(group)
-        mean = (counted * weight.view(group)).sum(1) / counted.sum(1).clamp(min=1)
+        counted = (mask * side.unsqueeze(-1)).view(by_group)
+        mean = (counted * weight.view(by_group)).sum(1) / counted.sum(1).clamp(min=1)
         mean = mean.masked_fill(mean == 0, 1).repeat_interleave(group_size, 0)
         balanced[side] = (weight / mean)[side]
     return balanced
@@ -42,26 +55,58 @@ def balanced_weight(gain: Tensor, advantage: Tensor, mask: Tensor, eps_w: float,
 
 def weighted(batch: rlsd.Batch, weigh: Callable) -> tuple[Tensor, Tensor]:
     """RLSD with weigh(gain, advantage) for a weight: A_t = A ((1 - lam) + lam weight)."""
-    rollout, views = batch.rollout, (batch.teacher_logp[0], batch.student_logp)
-    teacher, logp = (rlsd.of_tokens(view, rollout.tokens) for view in views)
+    student = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
+    teacher = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
+    gain = rlsd.information_gain(teacher, student)
     advantage = rlsd.group_advantage(batch.reward, batch.group_size)
-    weight = weigh(rlsd.information_gain(teacher, logp), advantage)
-    credit = advantage.unsqueeze(-1) * ((1 - batch.lam) + batch.lam * weight)
-    return rlsd.clipped_surrogate(logp, rollout.logp, credit, rollout.mask), credit
+    weight = weigh(gain, advantage)
+    token_advantage = advantage.unsqueeze(-1) * ((1 - batch.lam) + batch.lam * weight)
+    loss = rlsd.clipped_surrogate(student, batch.old_log_probs, token_advantage, batch.mask)
+    return loss, token_advantage
 
 
 def unsigned(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
-    return weighted(batch, lambda gain, _: unsigned_weight(gain, batch.eps_w))
+    """RLSD with the unsigned weight."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        return unsigned_weight(gain, batch.eps_w)
+
+    return weighted(batch, weigh)
 
 
 def balanced(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
-    settings = batch.rollout.mask, batch.eps_w, batch.group_size
-    return weighted(batch, lambda gain, advantage: balanced_weight(gain, advantage, *settings))
+    """RLSD with the balanced weight."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        return balanced_weight(gain, advantage, batch.mask, batch.eps_w, batch.group_size)
+
+    return weighted(batch, weigh)
 
 
 def negative_only(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
-    """RLSD's weights on wrong responses only, 1 on the others."""
-    def weigh(gain, advantage):
-        return clipped_weight(gain, advantage, batch.eps_w).masked_fill((advantage >= 0).unsqueeze(-1), 1)
+    """RLSD with its weight on wrong responses only; on the others it is 1."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        weight = clipped_weight(gain, advantage, batch.eps_w)
+        return weight.masked_fill((advantage >= 0).unsqueeze(-1), 1)
 
     return weighted(batch, weigh)
+
+
+# ==== CEPO with another wrong key ====
+
+
+def filtered_wrong_key(
+    task: rlsd.Task, texts: list[str], rewards: list[float], key: str, rng: random.Random
+) -> str:
+    """A rejected answer that is not the key; if there is none, the key.
+
+    A study's job puts it in the place of rlsd.choose_wrong_key, around its training:
+    `with mock.patch.object(rlsd, "choose_wrong_key", variants.filtered_wrong_key):`
+    """
+    rejected = []
+    for text, reward in zip(texts, rewards):
+        answer = task.answer(text)
+        if reward == 0 and answer is not None and answer != key:
+            rejected.append(answer)
+    return rng.choice(rejected) if rejected else key
