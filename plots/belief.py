@@ -50,9 +50,9 @@ def beliefs(
     counted = [count(task, base, problem, tokens[:, :length], rng) for length in lengths]
     counted = torch.stack(counted, 1)
 
-    student = study.log_probs_of(task, base, problem, tokens)
-    teacher = study.log_probs_of(task, base, problem, tokens, key)
-    ratio = F.pad((teacher - student).cumsum(1)[:, :-1], (1, 0)).exp()
+    log_probs = study.log_probs_of(task, base, problem, tokens)
+    teacher_log_probs = study.log_probs_of(task, base, problem, tokens, key)
+    ratio = F.pad((teacher_log_probs - log_probs).cumsum(1)[:, :-1], (1, 0)).exp()
     product = counted[:, :1] * ratio
     found = []
     for n, text in enumerate(rollout.texts):

@@ -108,7 +108,7 @@ def draw_shares(panel, line: dict) -> None:
         panel.plot(line["step"], curve, color=colour, linewidth=2)
         ends.append((name, colour, line["step"][-1], curve[-1]))
     rlsd.name_ends(panel, ends)
-    title = f"Base {line['seed']}, {line['label']}: {lowest(line)}"
+    title = f"Base {line['seed']}, {line['label']}\n{lowest(line)}"
     study.title(panel, title)
 
 

@@ -153,9 +153,11 @@ def draw(panel, lines: list[dict], world: str, of: Callable, short: str, quantit
         x = np.arange(len(amounts)) + 0.06 * (shift - 2)  # or the bars would hide each other
         mean = [seeds.mean() for seeds in values]
         low, high = [seeds.min() for seeds in values], [seeds.max() for seeds in values]
+        end = len(amounts) - 0.88  # right of all bars
         panel.plot(x, mean, "-o", color=COLOURS[method], markersize=5)
+        panel.plot((x[-1], end), (mean[-1], mean[-1]), color=COLOURS[method], linewidth=1)
         panel.vlines(x, low, high, color=COLOURS[method], linewidth=1)
-        ends.append((method, COLOURS[method], x[-1], mean[-1]))
+        ends.append((method, COLOURS[method], end, mean[-1]))
     rlsd.name_ends(panel, ends)
 
     told = []

@@ -65,9 +65,9 @@ def measure(config: rlsd.Config, given: tuple[tuple, Path | None]) -> dict:
     key = task.answer_key(problem, rng)
     shown = ("right key", "wrong key")
     batch = rlsd.collect(config, task, model, model, [problem], [key], SAMPLES, shown, rng)
-    student = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
-    teacher = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
-    columns = {"P_S": student.exp(), "P_T": teacher.exp()}
+    log_probs = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
+    teacher_log_probs = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
+    columns = {"P_S": log_probs.exp(), "P_T": teacher_log_probs.exp()}
     for mode in MODES:
         _, columns[mode] = rlsd.method_loss(mode, batch)
 

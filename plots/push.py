@@ -46,8 +46,8 @@ def push(
     rollout = rlsd.sample_responses(task, base, prompt, rlsd.Config.group_size, seed)
     tokens, mask = rollout.tokens, rollout.mask
     before = study.log_probs_of(task, base, problem, tokens)
-    teacher = study.log_probs_of(task, base, problem, tokens, key)
-    gain = rlsd.information_gain(teacher, before)
+    teacher_log_probs = study.log_probs_of(task, base, problem, tokens, key)
+    gain = rlsd.information_gain(teacher_log_probs, before)
     token_advantage = mean_token_advantage(gain, generator)
 
     log_probs = rlsd.response_log_probs(student, prompt, tokens)

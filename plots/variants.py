@@ -55,13 +55,13 @@ def balanced_weight(
 
 def weighted(batch: rlsd.Batch, weigh: Callable) -> tuple[Tensor, Tensor]:
     """RLSD with weigh(gain, advantage) for a weight: A_t = A ((1 - lam) + lam weight)."""
-    student = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
-    teacher = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
-    gain = rlsd.information_gain(teacher, student)
+    log_probs = rlsd.token_log_probs(batch.student_log_probs, batch.tokens)
+    teacher_log_probs = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
+    gain = rlsd.information_gain(teacher_log_probs, log_probs)
     advantage = rlsd.group_advantage(batch.reward, batch.group_size)
     weight = weigh(gain, advantage)
     token_advantage = advantage.unsqueeze(-1) * ((1 - batch.lam) + batch.lam * weight)
-    loss = rlsd.clipped_surrogate(student, batch.old_log_probs, token_advantage, batch.mask)
+    loss = rlsd.clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, batch.mask)
     return loss, token_advantage
 
 
