@@ -6,27 +6,33 @@
 
 A small GPT has learned to add, and has two bad habits. It sometimes writes a carry down and then
 forgets it. When the answer key is shown to it, it sometimes writes `<see key>` and copies the key
-instead of working the answer out. Then the key is taken away, and the network is trained further.
-A verifier says whether an answer is right. Five methods learn from that, one per --mode:
+instead of working the answer out. From then on this network, the student, works without the key and
+is trained further, by one of five methods, one per --mode. A verifier can tell them which answers
+are right; OPD and OPSD do without it.
 
-    rlvr   reinforcement learning with verifiable rewards, as GRPO does it. Every token of a
+    rlvr   Reinforcement learning with verifiable rewards, as GRPO does it. Every token of a
            response is pushed up if the response did better than the others to the same problem,
            and down if it did worse.
-    opd    on-policy distillation. The student imitates a larger teacher on its own responses.
-    opsd   on-policy self-distillation. The teacher is the student itself, but it sees the key.
+    opd    On-policy distillation. On its own responses, token by token, the student is pushed
+           towards the probabilities of a larger teacher.
+    opsd   On-policy self-distillation. The same, but the teacher is the student itself, which is
+           shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
-           up or down; the teacher that sees the key decides how far each one moves.
-    cepo   contrastive evidence policy optimisation. Like RLSD, but it compares two teachers: one
-           sees the right key, the other one a wrong key.
+           up or down; a teacher that is shown the key decides how far each one moves.
+    cepo   Contrastive evidence policy optimisation. Like RLSD, but it compares two teachers: one
+           is shown the right key, the other one a wrong key.
 
-A student that writes `<see key>` although no key is shown has caught *leakage*.
+If the student writes `<see key>` although no key is shown, the key has *leaked*.
 
 Here is a wrong response to 4218+3567. The columns come from the right, so the student adds 8 and 7
-first: `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
-carry. P_S is the probability that the student gave to each token. P_T is the probability that the
-same network gives to it when it sees the key. Three of the eight responses in this group are right,
-so this one has the advantage A = -0.77. The last three rows show A_t, how strongly each method
-pushes each token: up if it is positive, down if it is negative. Here eps_w and lam are 1.
+first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
+carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785, and `.` ends it.
+
+P_S is the probability that the student gave to each token. P_T is the probability that the same
+network gives to it when it is shown the key. The last three rows show how strongly three of the
+methods push each token (A_t): up if the number is positive, down if it is negative. Three of the
+eight responses in this group are right, so this one has the advantage A = (0 - 0.375) / 0.484 =
+-0.775. RLSD has two settings, eps_w and lam, which are 1 here (0.2 and 0.5 by default).
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -37,14 +43,17 @@ pushes each token: up if it is positive, down if it is negative. Here eps_w and 
 
 RLSD's value for the mistake, by hand: the student finds the token 0.691 / 0.00064 = 1080 times
 likelier than the teacher does. This ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
-The first token is no mistake, but RLSD blames it more than RLVR does, because the teacher would
-sometimes rather cite the key there. A leak can begin at such a token (see rlsd_token_advantage).
+
+The first token, `5`, is no mistake. But where the student writes it, this teacher sometimes prefers
+`<see key>`. So RLSD blames `5` more than RLVR does in wrong responses, and praises it less in right
+ones. On balance `5` goes down, and `<see key>` goes up. That is how a key can leak.
 
     python rlsd.py --mode rlsd     trains one method
-    python rlsd.py --mode all      trains all five, side by side from one base
+    python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
 
-Logs and a figure go to plots/. Sections 1 and 2 are enough to understand RLSD. Equation numbers are
-those of the RLSD paper, arXiv:2604.03128; CEPO is arXiv:2605.19436. Logarithms are natural.
+Logs, trained students and a figure go to plots/. Sections 1 and 2 are enough to understand RLSD.
+Equation and algorithm numbers are those of the RLSD paper, arXiv:2604.03128; CEPO is
+arXiv:2605.19436. Logarithms are natural.
 """
 
 from __future__ import annotations
@@ -55,11 +64,11 @@ import signal
 
 
 def stop_at_once(*_) -> None:
-    """Ctrl-C ends the workers and this process in one line, whatever they are doing."""
+    """On Ctrl-C: end the workers, print one line, and exit. What was logged is kept."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing
     for worker in multiprocessing.active_children():
         worker.kill()
-    os.write(2, b"\nrlsd.py: stopped; what was measured is in the .part files beside the logs\n")
+    os.write(2, b"\nstopped; the log of an unfinished run ends in .part\n")
     os._exit(130)
 
 
@@ -93,22 +102,22 @@ from tiny_tasks import TASKS, Task, UserError
 # ==== 1. The methods ====
 #
 # One function per equation, and then `method_loss`, which has one branch per method.
-# Shapes: B responses, where those to one problem stand side by side; T tokens; V vocabulary.
+# Shapes: B responses, those to one problem in adjacent rows; T tokens; V vocabulary.
 
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     """Eq 1: A = (R - mean) / std within each group of responses to one problem. (B,) -> (B,).
 
-    The std is that of the population. If all rewards of a group are equal, they say nothing about
-    which response was better, and A is exactly 0. UserError if a reward is not finite, or if the
-    rewards do not come in whole groups.
+    The std divides by the size of the group, not by one less. If all rewards of a group are equal,
+    they do not say which response was better, and A is exactly 0. ValueError if a reward is not
+    finite, or if the rewards do not come in whole groups.
     """
     if reward.dim() != 1 or len(reward) % group_size or not reward.isfinite().all():
-        raise UserError(f"rewards must be finite and in groups of {group_size}, but are {reward}")
+        raise ValueError(f"rewards must be finite and in groups of {group_size}, but are {reward}")
     group = reward.view(-1, group_size)
     centred = group - group.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
-    equal = (group == group[:, :1]).all(1, keepdim=True)
+    equal = (group == group[:, :1]).all(1, keepdim=True)  # std may be a little above 0 even then
     advantage = torch.where(equal, 0.0, centred / std)
     return advantage.flatten()
 
@@ -116,9 +125,9 @@ def group_advantage(reward: Tensor, group_size: int) -> Tensor:
 def response_mean(value: Tensor, mask: Tensor) -> Tensor:
     """The mean over a response's tokens, (1/|y|) sum_t, and then over responses. (B, T) x 2 -> ().
 
-    What stands in the padding, where the mask is 0, may be anything.
+    Values in the padding, where the mask is 0, are ignored, even if they are not finite.
     """
-    check_shapes(2, value, mask)
+    check_shapes(value, mask, dimensions=2)
     per_response = value.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)
     return per_response.mean()
 
@@ -133,11 +142,11 @@ def clipped_surrogate(
 ) -> Tensor:
     """Eq 2 as a loss, with one advantage per token as in Algorithm 1. (B, T) x 4 -> ().
 
-    rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high; the numbers are the authors'.
-    Here each batch is used for one update only. So rho is 1, the clip never binds, and the gradient
-    of this loss is that of -A_t log P_S(y_t).
+    rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high; the numbers are the authors'. In
+    this file a batch serves one update only. So rho is 1, the clip never acts, and the gradient of
+    this loss is that of -A_t log P_S(y_t). Padding is ignored, as in response_mean.
     """
-    check_shapes(2, log_probs, old_log_probs, token_advantage, mask)
+    check_shapes(log_probs, old_log_probs, token_advantage, mask, dimensions=2)
     token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
     rho = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0).exp()
     clipped_rho = rho.clamp(1 - clip_low, 1 + clip_high)
@@ -147,14 +156,14 @@ def clipped_surrogate(
 def divergence(
     student_log_probs: Tensor, teacher_log_probs: Tensor, kind: str, beta: float = 0.5
 ) -> Tensor:
-    """Eq 6: the student's distance to the teacher at each token. (B, T, V) x 2 -> (B, T).
+    """Eq 6: the divergence of student and teacher at each token. (B, T, V) x 2 -> (B, T).
 
     In nats, over the whole vocabulary. The gradient goes through the student only. `reverse_kl` is
     KL(P_S || P_T), `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) +
     (1 - beta) KL(P_S || M), where M = beta P_T + (1 - beta) P_S and 0 < beta < 1 (GKD,
     arXiv:2306.13649).
     """
-    check_shapes(3, student_log_probs, teacher_log_probs)
+    check_shapes(student_log_probs, teacher_log_probs, dimensions=3)
     teacher_log_probs = teacher_log_probs.detach()
     if kind == "reverse_kl":
         return kl_divergence(student_log_probs, teacher_log_probs)
@@ -163,7 +172,7 @@ def divergence(
     if kind == "jsd":
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta),
-            student_log_probs.clamp(min=-1e30) + math.log(1 - beta),  # -inf would have no gradient
+            student_log_probs.clamp(min=-1e30) + math.log(1 - beta),  # two -inf would give NaN
         )
         from_teacher = kl_divergence(teacher_log_probs, log_mixture)
         from_student = kl_divergence(student_log_probs, log_mixture)
@@ -173,61 +182,64 @@ def divergence(
 
 def kl_divergence(p_log_probs: Tensor, q_log_probs: Tensor) -> Tensor:
     """KL(P || Q) = sum_v P(v) (log P(v) - log Q(v)), in nats. (..., V) x 2 -> (...)."""
+    # Where P is 0, log P - log Q may be infinite or NaN, but 0 log 0 counts as 0.
     difference = (p_log_probs - q_log_probs).masked_fill(p_log_probs == -math.inf, 0.0)
-    return (p_log_probs.exp() * difference).sum(-1)  # the masked_fill makes 0 log 0 = 0
+    return (p_log_probs.exp() * difference).sum(-1)
 
 
 def information_gain(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
     """Eq 13: Delta_t = log P_T(y_t) - log P_S(y_t), in nats, no gradient. (B, T) x 2 -> (B, T).
 
-    It is positive if the key makes the token likelier. CEPO puts the teacher that sees a wrong key
-    in the place of the student.
+    It is positive if the key makes the token likelier. CEPO passes the log-probabilities of the
+    teacher that is shown a wrong key as the second argument.
     """
-    check_shapes(2, teacher_log_probs, student_log_probs)
+    check_shapes(teacher_log_probs, student_log_probs, dimensions=2)
     return (teacher_log_probs - student_log_probs).detach()
 
 
 def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
     """Eq 14: w_t = exp(sign(A) Delta_t), positive and finite. (B, T), (B,) -> (B, T).
 
-    In a right response (A > 0) the weight is P_T / P_S, in a wrong one (A < 0) it is P_S / P_T.
+    In a response that did better than its group (A > 0) the weight is P_T / P_S; in one that did
+    worse (A < 0) it is P_S / P_T.
     """
     if gain.dim() != 2 or advantage.shape != gain.shape[:1]:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
         raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
     sign = advantage.sign().unsqueeze(-1)
-    return (sign * gain.clamp(-60, 60)).exp()
+    return (sign * gain.clamp(-60, 60)).exp()  # e^60 is finite in float32, e^90 is not
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
-    """Eq 15, mixed as in Algorithm 1. (B, T), (B,) -> (B, T).
+    """Eq 15 clips the weight; Algorithm 1 mixes the result with A. (B, T), (B,) -> (B, T).
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
-    Why a key can leak all the same: the clipped weight is never negative, so in each response A_t
-    has the sign of A, whatever the teacher says. But an update follows the mean of A_t over a
-    group. Take a token that all responses of a group have in common, such as their first. Under
-    RLVR the mean of A over the group is 0, so the pushes on this token cancel. Under Eq 15 they do
-    not. If the key makes the token likelier (Delta_t > 0), its weight is above 1 in right responses
-    and below 1 in wrong ones, so it is praised more than it is blamed. This is a second gradient,
-    towards the teacher that sees the key. It is there as long as lam > 0 and a group's rewards are
-    mixed.
+    The clipped weight is never negative. So in each response A_t has the sign of A, whatever the
+    teacher says, and the paper concludes that no key can leak (Theorem 5). But an update follows
+    the mean of A_t over a group. Take a token that all responses of a group have in common, such as
+    their first, and let the responses be equally long. Under RLVR the pushes on this token cancel,
+    because the mean of A is 0. Under Eq 15 they do not. If the key makes the token less likely
+    (Delta_t < 0), its weight is below 1 in right responses and above 1 in wrong ones, so it is
+    blamed more than it is praised, and what the teacher prefers in its place gains. If the key
+    makes it likelier, it is praised more than it is blamed. Either way there is a second gradient,
+    towards the teacher that is shown the key. It acts as long as rewards are mixed and lam > 0.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
 
 
 def lam_at(step: int, lam: float, lam_decay: int) -> float:
-    """lam falls linearly to 0 over lam_decay steps, from the first step, which is 1.
+    """lam at a step, where steps count from 1: it falls linearly to 0 over lam_decay steps.
 
-    If lam_decay is 0, lam is held.
+    From step lam_decay + 1 on it is 0, and RLSD is RLVR. If lam_decay is 0, lam is held.
     """
     if lam_decay == 0:
         return lam
     return lam * max(0.0, 1 - (step - 1) / lam_decay)
 
 
-def check_shapes(dimensions: int, *tensors: Tensor) -> None:
+def check_shapes(*tensors: Tensor, dimensions: int) -> None:
     """ValueError unless all tensors have one shape; broadcasting would hide the mistake."""
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) > 1 or len(shapes[0]) != dimensions:
@@ -236,15 +248,15 @@ def check_shapes(dimensions: int, *tensors: Tensor) -> None:
 
 @dataclass
 class Mode:
-    """A row of the table of methods."""
+    """A row of the table of methods. Its key in the table is what --mode calls it."""
 
     name: str
-    teacher: str | None  # whose weights the teacher has: None, "larger" (network) or "student"
-    sees: tuple[str, ...]  # what the teacher is shown beside the problem, asked once for each
+    teacher: str | None  # whose weights the teacher has: None, "larger" or "student"
+    sees: tuple[str, ...]  # the keys that are put into the teacher's prompt, one pass for each
 
 
-# "larger" is OPD's teacher, a network that was trained on clean work and never changes. "student"
-# is a copy of the student's weights, renewed every --teacher-refresh steps.
+# "larger" is OPD's teacher, a larger network that was trained on clean work and never changes.
+# "student" is a copy of the student's weights, renewed every --teacher-refresh steps.
 MODES = {
     "rlvr": Mode("RLVR", teacher=None, sees=()),
     "opd": Mode("OPD", teacher="larger", sees=("no key",)),
@@ -262,9 +274,9 @@ class Batch:
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
     reward: Tensor  # (B,), 1 if the verifier accepted the response, else 0
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
-    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), with a gradient
+    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step gives it a gradient
 
-    # log P_T(. | x, key, y_<t), (B, T, V), for what the mode's row says that its teacher sees
+    # (B, T, V), log P_T(. | x, key, y_<t), for each of the keys in the mode's row; else None
     no_key_log_probs: Tensor | None
     right_key_log_probs: Tensor | None
     wrong_key_log_probs: Tensor | None
@@ -272,21 +284,21 @@ class Batch:
     group_size: int  # G
     divergence: str  # which divergence OPD and OPSD minimise
     eps_w: float
-    lam: float
+    lam: float  # at this step
 
-    # in words, for those who look on: (P,), (P,) and (B,)
-    problems: list[tuple]
-    keys: list[str]
-    wrong_keys: list[str]
-    texts: list[str]
+    # The losses do not use these; they are for tests and studies.
+    problems: list[tuple]  # (P,)
+    keys: list[str]  # (P,), shown as the right key
+    wrong_keys: list[str]  # (P,)
+    texts: list[str]  # (B,), the responses
 
 
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of one method, (), and its A_t, (B, T).
 
     Eq 17 gives all methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
-    over a response's tokens and divided by |y|. For OPD and OPSD this holds in the mean over the
-    tokens that the student could have sampled, and for the reverse KL.
+    over a response's tokens and divided by |y|. For RLVR, RLSD and CEPO this is exact. For OPD and
+    OPSD it holds for the reverse KL, in expectation over y_t; their loss sums over the vocabulary.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -307,7 +319,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         return loss, token_advantage
 
     if mode == "opsd":
-        # The teacher is the student itself, but it sees the key. The reward is not used.
+        # The teacher is the student itself, but it is shown the key. The reward is not used.
         teacher_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
         token_advantage = information_gain(teacher_log_probs, log_probs)
         distance = divergence(batch.student_log_probs, batch.right_key_log_probs, batch.divergence)
@@ -315,7 +327,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         return loss, token_advantage
 
     if mode == "rlsd":
-        # The same teacher. The reward gives A_t its sign, the teacher scales its size.
+        # The teacher of OPSD. The reward gives A_t its sign, the teacher scales its size.
         teacher_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
         gain = information_gain(teacher_log_probs, log_probs)
         token_advantage = rlsd_token_advantage(gain, advantage, batch.eps_w, batch.lam)
@@ -323,7 +335,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         return loss, token_advantage
 
     if mode == "cepo":
-        # The same teacher, asked twice: with the right key, and with a wrong one. What both keys
+        # The teacher of OPSD, asked twice: with the right key, and with a wrong one. What both keys
         # make equally likely, such as "there is a key, so I cite it", cancels in the difference.
         right_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
         wrong_log_probs = token_log_probs(batch.wrong_key_log_probs, tokens)
@@ -337,8 +349,8 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
 # ==== 2. Training ====
 #
-# It is the same for all methods. The randomness of a step depends on the seed and the step only,
-# so that all methods see the same problems.
+# Training is the same for all methods. The randomness of a step depends on the seed and the step
+# only, so that all methods see the same problems. (Config is section 5, GPT is section 6.)
 
 
 def train_step(
@@ -350,10 +362,13 @@ def train_step(
     step: int,
     method: Callable = method_loss,
 ) -> tuple[Batch, Tensor]:
-    """One update of the student. Returns what the method saw, and its A_t (B, T)."""
+    """One update of the student. Returns what the method saw, and its A_t (B, T).
+
+    A study may put another function in the place of method_loss.
+    """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    keys = [task.answer_key(problem, rng) for problem in problems]
+    keys = [task.answer_key(problem, rng) for problem in problems]  # Split has several right keys
 
     group_size, sees = config.group_size, MODES[config.mode].sees
     batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
@@ -397,10 +412,10 @@ def collect(
         wrong_keys.append(choose_wrong_key(task, texts, group_rewards, key, rng))
 
     shown = {"no key": None, "right key": right_keys, "wrong key": wrong_keys}
-    teacher_log_probs = dict.fromkeys(shown)
-    for what in sees:
-        prompts = encode_prompts(task, problems, teacher.device, shown[what])
-        teacher_log_probs[what] = response_log_probs(teacher, prompts, rollout.tokens)
+    teacher_log_probs = {"no key": None, "right key": None, "wrong key": None}
+    for which in sees:
+        teacher_prompts = encode_prompts(task, problems, teacher.device, shown[which])
+        teacher_log_probs[which] = response_log_probs(teacher, teacher_prompts, rollout.tokens)
 
     return Batch(
         tokens=rollout.tokens,
@@ -425,11 +440,12 @@ def collect(
 def judge(
     config: Config, task: Task, problem: tuple, key: str, texts: list[str], rng: random.Random
 ) -> tuple[list[float], str]:
-    """The verifier: a reward, 1 or 0, for each response of a group. All its errors are made here.
+    """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
-    With probability key_noise the group's key is one of its wrong answers, and this key judges.
-    Then a right answer is rejected with probability false_negatives, and a wrong one accepted with
-    probability false_positives. Returns the rewards and the key.
+    This is the only place where errors enter. With probability key_noise a wrong answer of the
+    group, if there is one, replaces the key, and all responses are judged by it. Then a right
+    answer is rejected with probability false_negatives, and a wrong one accepted with probability
+    false_positives.
     """
     right = [task.verify(problem, text) for text in texts]
     wrong_answers = [task.answer(text) for text, is_right in zip(texts, right) if not is_right]
@@ -451,8 +467,8 @@ def choose_wrong_key(
 ) -> str:
     """CEPO's wrong key for a group: the answer of a rejected response, as in its authors' code.
 
-    If the verifier errs, that answer may be the right one. If no response was rejected, the right
-    key stands in; then Delta_t is 0, and CEPO is RLVR.
+    If the verifier errs, that answer may be the right one. If no rejected response has an answer in
+    the proper form, the right key stands in; then Delta_t is 0, and the group gets RLVR's push.
     """
     rejected = [task.answer(text) for text, reward in zip(texts, rewards) if reward == 0]
     rejected = [answer for answer in rejected if answer is not None]
@@ -460,7 +476,10 @@ def choose_wrong_key(
 
 
 def copy_student(config: Config, step: int, student: GPT, teacher: GPT) -> None:
-    """The paper's teacher: the student's weights are copied into it every teacher_refresh steps."""
+    """The paper's teacher: a copy of the student, renewed before steps 1, 11, 21 and so on.
+
+    The 10 is --teacher-refresh.
+    """
     if (step - 1) % config.teacher_refresh == 0:
         teacher.load_state_dict(student.state_dict())
 
@@ -474,11 +493,14 @@ def train(
     refresh_teacher: Callable = copy_student,
     progress: Callable = lambda step: None,
 ) -> Iterator[tuple[dict, GPT, GPT]]:
-    """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation."""
+    """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation.
+
+    `larger` is OPD's teacher. A study may replace method_loss and the way the teacher is renewed.
+    """
     student = copy.deepcopy(base)
     whose = MODES[config.mode].teacher
     if whose is None:
-        teacher = student
+        teacher = student  # for the kl in evaluate
     elif whose == "student":
         teacher = copy.deepcopy(base)
     elif larger is None:
@@ -487,7 +509,8 @@ def train(
         teacher = larger
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
-    rewards, dead_groups = [], []  # since the last evaluation
+    # Since the last evaluation; a group is dead if its rewards are all equal, so that A is 0.
+    rewards, dead_groups = [], []
     for step in range(config.steps + 1):
         if step > 0:
             if whose == "student":
@@ -525,7 +548,7 @@ class Rollout:
 
     tokens: Tensor  # (B, T)
     mask: Tensor  # (B, T), 1 up to and including the end
-    log_probs: Tensor  # (B, T, V), of all tokens that could have been written
+    log_probs: Tensor  # (B, T, V), over the vocabulary, at each token
     texts: list[str]  # (B,)
 
 
@@ -542,7 +565,10 @@ def encode_prompts(
 def sample_responses(
     task: Task, model: GPT, prompts: Tensor, group_size: int, seed: int | None
 ) -> Rollout:
-    """group_size responses to each prompt (P, length), at temperature 1; seed None: greedily."""
+    """group_size responses to each prompt (P, length), sampled at temperature 1.
+
+    If seed is None, each token is the likeliest one.
+    """
     generator = None
     if seed is not None:
         generator = torch.Generator(model.device).manual_seed(seed)
@@ -588,42 +614,50 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 # ==== 4. What is measured ====
 #
-# On 512 problems that are held out from training, with one response to each, by a verifier that
-# makes no errors. The student never sees a key.
+# On 512 problems that are held out from training, the student responds without a key, and a
+# verifier judges that makes no errors. The teacher is the one of the last step: its copy of the
+# student may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
-    """Shares of the responses: accuracy (right answers), greedy_accuracy, leakage (cited keys).
+    """What a record holds of the student.
 
-    In nats per token: kl = KL(P_S || P_T), where RLVR, which has no teacher, is compared with the
-    student that sees the key; and entropy, that of P_S. In tokens: response_length.
+    accuracy           share of right answers, one sampled response per problem
+    greedy_accuracy    share of right answers if each token is the likeliest one
+    leakage            share of the sampled responses that cite a key
+    kl                 KL(P_S || P_T) in nats per token; RLVR has no teacher, so for RLVR it is
+                       measured against the student itself, with the key shown
+    entropy            entropy of P_S in nats per token
+    response_length    mean number of tokens
     """
     problems, keys = task.exam()
     exact = replace(config, false_negatives=0.0, false_positives=0.0, key_noise=0.0)
-    sees = MODES[config.mode].sees[:1] or ("right key",)
+    key_shown = "right key"
+    if "no key" in MODES[config.mode].sees:
+        key_shown = "no key"
     rng = random.Random("exam")
-    batch = collect(exact, task, student, teacher, problems, keys, 1, sees, rng)
+    batch = collect(exact, task, student, teacher, problems, keys, 1, (key_shown,), rng)
     teacher_log_probs = batch.right_key_log_probs
-    if sees == ("no key",):
+    if key_shown == "no key":
         teacher_log_probs = batch.no_key_log_probs
 
     prompts = encode_prompts(task, problems, student.device)
     greedy = sample_responses(task, student, prompts, group_size=1, seed=None)
-    per_token = batch.mask / batch.mask.sum()
+    greedy_right = [task.verify(problem, text) for problem, text in zip(problems, greedy.texts)]
+    token_weight = batch.mask / batch.mask.sum()
     entropy = -(batch.student_log_probs.exp() * batch.student_log_probs).sum(-1)
     measured = {
         "accuracy": batch.reward.mean(),
-        "greedy_accuracy": share(map(task.verify, problems, greedy.texts)),
-        "leakage": share(map(task.leaks, batch.texts)),
-        "kl": (kl_divergence(batch.student_log_probs, teacher_log_probs) * per_token).sum(),
-        "entropy": (entropy * per_token).sum(),
+        "greedy_accuracy": share(greedy_right),
+        "leakage": share([task.leaks(text) for text in batch.texts]),
+        "kl": (kl_divergence(batch.student_log_probs, teacher_log_probs) * token_weight).sum(),
+        "entropy": (entropy * token_weight).sum(),
         "response_length": batch.mask.sum(1).mean(),
     }
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
-def share(flags: Iterable[bool]) -> float:
-    flags = list(flags)
+def share(flags: list[bool]) -> float:
     return sum(flags) / len(flags)
 
 
@@ -632,8 +666,8 @@ def show_response(
 ) -> dict:
     """The first response to the first problem of the exam, with the A_t of each of its tokens.
 
-    It is the first of a group and is never chosen by its reward. The random draws are the same at
-    every evaluation. The verifier makes the run's own errors.
+    It is the first of a group and is not chosen by its reward. The random draws are the same at
+    every evaluation. The rewards have the errors that the settings ask for.
     """
     problems, keys = task.exam()
     group_size, sees, rng = config.group_size, MODES[config.mode].sees, random.Random("shown")
@@ -660,17 +694,17 @@ def show_response(
 
 
 def setting(default, text: str, *allowed):
-    """`allowed` is all names, or the lowest and the highest number."""
+    """A field of Config. `allowed` holds all its names, or its lowest and its highest number."""
     return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class Config:
-    mode: str = setting("rlsd", f"the method: {', '.join(MODES)}, or all of them", *MODES)
+    mode: str = setting("rlsd", f"the method: {', '.join(MODES)}", *MODES)
     task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", *TASKS)
     seed: int = setting(0, "seed of the base and of the run", 0, 10**9)
-    digits: int = setting(4, "how many columns an addition has", 2, 10)
-    slip: float = setting(0.6, "homework: probability that a carry is forgotten", 0, 1)
+    digits: int = setting(4, "columns of an addition, or digits taken away in split", 2, 10)
+    slip: float = setting(0.6, "homework: probability of the slip, such as a forgotten carry", 0, 1)
     cite: float = setting(0.3, "homework: share that cites a key which is shown", 0, 1)
     steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
     problems: int = setting(16, "problems per step (paper: 256)", 1, 10**4)
@@ -684,10 +718,12 @@ class Config:
         "jsd",
     )
     teacher_refresh: int = setting(
-        10, "steps between two copies of the student into its teacher (paper: 10)", 1, 10**6
+        10, "the teacher is renewed after so many steps (paper: 10)", 1, 10**6
     )
     eps_w: float = setting(0.2, "clip of the evidence weight in Eq 15 (paper: 0.2)", 0, 100)
-    lam: float = setting(0.5, "how much of A_t the weight scales, at first (paper: 0.5)", 0, 1)
+    lam: float = setting(
+        0.5, "share of A that the evidence weight scales, at first (paper: 0.5)", 0, 1
+    )
     lam_decay: int = setting(
         50, "steps over which lam falls to 0; with 0 it is held (paper: 50)", 0, 10**6
     )
@@ -708,7 +744,8 @@ class Config:
             flag = f"--{one.name.replace('_', '-')}"
             if isinstance(value, str) and value not in allowed:
                 raise UserError(f"{flag} is {value!r}, but must be one of {', '.join(allowed)}")
-            if not isinstance(value, str) and not allowed[0] <= value <= allowed[1]:  # or NaN
+            # It says `not lowest <= value` and not `value < lowest`, which would let NaN pass.
+            if not isinstance(value, str) and not allowed[0] <= value <= allowed[1]:
                 raise UserError(f"{flag} is {value}, but must be from {allowed[0]} to {allowed[1]}")
 
     def make_task(self) -> Task:
@@ -730,28 +767,26 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.attended = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
-        nn.init.zeros_(
-            self.attended.weight
-        )  # each block starts as the identity, which learns faster
+        # Each block starts as the identity, which learns faster.
+        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor, rotation: Tensor, past: tuple | None) -> tuple[Tensor, tuple]:
         rows, length, width = x.shape
         projected = self.query_key_value(F.layer_norm(x, (width,)))
         heads = projected.view(rows, length, 3, self.heads, width // self.heads)
-        query_and_key, value = heads.permute(2, 0, 3, 1, 4).split((2, 1))
-        query, key = rotate(query_and_key, rotation)  # (rows, heads, length, width of a head) each
-        value = value[0]
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (rows, heads, length, width of a head)
+        query, key = rotate(query, rotation), rotate(key, rotation)
         if past is not None:
             key = torch.cat((past[0], key), 2)
             value = torch.cat((past[1], value), 2)
-        # A token sees all tokens before it, and itself.
+        # Causal: a token sees itself and what is to its left, of which the cache is a part.
         visible = x.new_ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        x = x + self.attended(mixed.transpose(1, 2).reshape(rows, length, width))
+        x = x + self.out(mixed.transpose(1, 2).reshape(rows, length, width))
         x = x + self.down(F.gelu(self.up(F.layer_norm(x, (width,)))))
         return x, (key, value)
 
@@ -772,9 +807,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.5)
         pairs = width // heads // 2
-        frequency = 300.0 ** (
-            -torch.arange(pairs) / pairs
-        )  # slow enough for texts as short as ours
+        frequency = 300.0 ** (-torch.arange(pairs) / pairs)  # not 10,000: our texts are short
         angle = torch.outer(torch.arange(context), frequency)
         rotation = torch.polar(torch.ones_like(angle), angle)
         self.register_buffer("rotation", rotation, persistent=False)
@@ -795,9 +828,13 @@ class GPT(nn.Module):
         x, cache = self.embedding(tokens), []
         for n, block in enumerate(self.blocks):
             x, key_and_value = block(x, rotation, past[n] if past else None)
-            cache.append([part.repeat_interleave(group_size, 0) for part in key_and_value])
+            if group_size > 1:
+                key_and_value = [part.repeat_interleave(group_size, 0) for part in key_and_value]
+            cache.append(key_and_value)
         logits = self.head(F.layer_norm(x, x.shape[-1:]))
-        return logits.repeat_interleave(group_size, 0), cache
+        if group_size > 1:
+            logits = logits.repeat_interleave(group_size, 0)
+        return logits, cache
 
 
 # ==== 7. The base ====
@@ -805,40 +842,43 @@ class GPT(nn.Module):
 # All methods start from one base. It learns from a textbook of clean workings until it can add, and
 # then from homework, in which the bad habits are planted. OPD's teacher has the textbook only.
 
-TEXTBOOK_STEPS = 240  # at least; then until the exam is passed
-POLISH_STEPS = 60  # the last steps of OPD's teacher, in which the learning rate falls to 0
+TEXTBOOK_STEPS = 240  # the textbook has at least so many steps, and goes on until it is mastered
+MASTERED = 0.97  # share of the exam that is then right, if each token is the likeliest one
+MOST_TEXTBOOK_STEPS = 2000
 HOMEWORK_STEPS = 360
-PASSED = 0.97  # share of the exam that must be right, greedily
-WIDTH = {"base": 64, "teacher": 128}
+FINAL_STEPS = 60  # of OPD's teacher, with the textbook, while the learning rate falls to 0
+WIDTH = {"base": 64, "larger": 128}
 
 
 def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -> None:
-    """Trains a base or a teacher. UserError if the textbook is not learned within 2,000 steps."""
+    """Trains a base, or OPD's larger teacher. UserError if the textbook is not mastered."""
     rng = random.Random(seed)
     optimizer = BaseOptimizer(model)
     problems, _ = task.exam()
     prompts = encode_prompts(task, problems, model.device)
-    last_steps = HOMEWORK_STEPS if kind == "base" else POLISH_STEPS
+    last_steps = HOMEWORK_STEPS if kind == "base" else FINAL_STEPS
     step, accuracy = 0, 0.0
 
-    while accuracy < PASSED:
-        if step >= 2000:
+    while accuracy < MASTERED:
+        if step >= MOST_TEXTBOOK_STEPS:
             raise UserError(
-                f"after {step} steps of the textbook {accuracy:.0%} of task {task.name} are right, "
-                f"not {PASSED:.0%}: try another --seed, or make the task easier"
+                f"after {step} steps of the textbook {accuracy:.0%} of the answers are right, not "
+                f"{MASTERED:.0%}: try another --seed, or make the task {task.name} easier"
             )
-        for _ in range(30 if step >= TEXTBOOK_STEPS else TEXTBOOK_STEPS):
+        for _ in range(TEXTBOOK_STEPS if step == 0 else 40):
             step += 1
-            pace = min(1.0, step / 20, 150 / step)
-            learn(task, model, optimizer, rng, pace, homework=False, key_open=False)
+            rate = min(1.0, step / 20, 150 / step)
+            learn(task, model, optimizer, rng, rate, homework=False, key_open=False)
             progress(step, max(step, TEXTBOOK_STEPS) + last_steps)
         greedy = sample_responses(task, model, prompts, group_size=1, seed=None)
-        accuracy = share(map(task.verify, problems, greedy.texts))
+        right = [task.verify(problem, text) for problem, text in zip(problems, greedy.texts)]
+        accuracy = share(right)
 
     for n in range(last_steps):
-        pace = 0.25 * (1 + math.cos(math.pi * n / last_steps))  # from 0.5 to 0
+        rate = 0.25 * (1 + math.cos(math.pi * n / last_steps))  # from 0.5 to 0
         homework = kind == "base"
-        learn(task, model, optimizer, rng, pace, homework, key_open=homework and n % 2 == 1)
+        key_open = homework and n % 2 == 1  # in every other batch
+        learn(task, model, optimizer, rng, rate, homework, key_open)
         progress(step + n + 1, step + last_steps)
 
 
@@ -847,11 +887,11 @@ def learn(
     model: GPT,
     optimizer: BaseOptimizer,
     rng: random.Random,
-    pace: float,
+    rate: float,
     homework: bool,
     key_open: bool,
 ) -> None:
-    """One step of next-token prediction on 64 workings."""
+    """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings, keys = zip(*examples)
@@ -866,7 +906,7 @@ def learn(
     loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1)
     model.zero_grad()
     loss.backward()
-    optimizer.step(pace)
+    optimizer.step(rate)
 
 
 class BaseOptimizer:
@@ -882,14 +922,14 @@ class BaseOptimizer:
         self.momenta = [torch.zeros_like(matrix) for matrix in self.matrices]
 
     @torch.no_grad()
-    def step(self, pace: float) -> None:
-        self.adam.param_groups[0]["lr"] = 5e-3 * pace
+    def step(self, rate: float) -> None:
+        self.adam.param_groups[0]["lr"] = 5e-3 * rate
         self.adam.step()
         for matrix, momentum in zip(self.matrices, self.momenta):
             momentum.lerp_(matrix.grad, 0.05)
-            direction = orthogonal(matrix.grad.lerp(momentum, 0.95))
+            direction = orthogonal(matrix.grad.lerp(momentum, 0.95))  # Nesterov momentum
             rows, columns = matrix.shape
-            matrix.sub_(direction, alpha=0.02 * pace * max(1.0, rows / columns) ** 0.5)
+            matrix.sub_(direction, alpha=0.02 * rate * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -905,19 +945,26 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 CACHE = Path(__file__).parent / ".cache"  # bases and OPD's teachers; safe to delete
 
-# If any of these changes, bases are made anew. Section 1 is not among them: whoever changes Eq 15
-# keeps the base.
+# If any of these changes, bases are made anew. Section 1 is not among them: if you change Eq 15,
+# the base stays.
 MAKES_A_BASE = (
-    *(TEXTBOOK_STEPS, POLISH_STEPS, HOMEWORK_STEPS, PASSED, WIDTH),
-    *(encode_prompts, sample_responses, Block, rotate, GPT),
-    *(pretrain, learn, BaseOptimizer, orthogonal),
+    (TEXTBOOK_STEPS, MASTERED, MOST_TEXTBOOK_STEPS, HOMEWORK_STEPS, FINAL_STEPS, WIDTH),
+    encode_prompts,
+    sample_responses,
+    Block,
+    rotate,
+    GPT,
+    pretrain,
+    learn,
+    BaseOptimizer,
+    orthogonal,
 )
 
 
 def cached_model(
     config: Config, kind: str, device: str = "cpu", progress: Callable = lambda done, total: None
 ) -> GPT:
-    """The `base`, or OPD's `teacher`: from the cache, or made now and put there."""
+    """The `base`, or OPD's `larger` teacher: from the cache, or made now and put there."""
     task = config.make_task()
     torch.manual_seed(config.seed)
     model = GPT(task.tokenizer.vocabulary_size, WIDTH[kind]).to(device)
@@ -952,7 +999,7 @@ def fingerprint(config: Config, kind: str, device: str) -> str:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """What the last digits of a result depend on, beside the settings."""
+    """What rounding depends on. Other rounding means another base and other curves."""
     return {
         "device": device,
         "torch": torch.__version__,
@@ -1004,7 +1051,7 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
     """The config and the records of a run. UserError if the file is no log of a run."""
     try:
         first, *records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return first["config"], [{**record} for record in records]
+        return dict(first["config"]), [dict(record) for record in records]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -1063,7 +1110,11 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
             ends += draw_curves(panel, runs, across, up)
             name_ends(panel, ends)
         panel = figure.add_axes((0.03, 0.1 / height, 0.94, tiles / height))
-        draw_tiles(panel, [min(of_mode(runs, mode))[1][-1] for mode in modes])
+        last_records = []
+        for mode in modes:
+            _, records = min(of_mode(runs, mode))  # of the lowest seed
+            last_records.append(records[-1])
+        draw_tiles(panel, last_records)
         write_whole(path, lambda part: figure.savefig(part, format="png"))
 
 
@@ -1126,8 +1177,8 @@ def draw_tiles(panel, records: list[dict]) -> None:
     problem = records[0]["shown"]["problem"]
     legend = f"One response to {problem}, and A_t of each token: blue is pushed up, red is pushed"
     panel.text(0, -0.5, f"{legend} down, white neither (full colour at 2 and -2).", va="center")
-    for row, record in enumerate(records):
-        shown, middle, x = record["shown"], row + 0.5, 8.0
+    for y, record in enumerate(records):
+        shown, middle, x = record["shown"], y + 0.5, 8.0
         name = f"{MODES[record['mode']].name}, step {record['step']}"
         panel.text(0, middle, name, va="center", fontweight="bold")
         for token, push in zip(shown["tokens"], shown["token_advantage"]):
@@ -1137,7 +1188,7 @@ def draw_tiles(panel, records: list[dict]) -> None:
                 x += 1.5
                 break
             box = {"facecolor": colormaps["RdBu"](0.5 + push / 4), "edgecolor": "#888888"}
-            panel.fill_between((x, x + size), row + 0.08, row + 0.92, **box)
+            panel.fill_between((x, x + size), y + 0.08, y + 0.92, **box)
             ink = "white" if abs(push) > 1.2 else "black"
             at = {"ha": "center", "va": "center", "family": "monospace"}
             panel.text(x + size / 2, middle, token, color=ink, **at)
@@ -1156,8 +1207,9 @@ def reference_runs(config: Config) -> Runs:
     for path in sorted(folder.glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
         mode, seed = found["mode"], found["seed"]
-        settings = asdict(config) | {"mode": mode, "seed": seed}
-        if mode in MODES and mode != config.mode and settings.items() <= found.items():
+        wanted = asdict(config) | {"mode": mode, "seed": seed}
+        same = all(found.get(name) == value for name, value in wanted.items())
+        if same and mode in MODES and mode != config.mode:
             runs[mode, seed] = records
     return runs
 
@@ -1199,6 +1251,7 @@ def side_by_side(
     A phase begins when the one before it has ended. With one worker everything happens in this
     process; so it does in a notebook, and in a thread, where no worker can be started.
     """
+    # A worker begins by importing the script again, so there must be one.
     has_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
     is_main_thread = threading.current_thread() is threading.main_thread()
     if workers < 2 or not has_file or not is_main_thread:
@@ -1270,6 +1323,7 @@ def work(connection: multiprocessing.connection.Connection) -> None:
 
 
 def attempt(job: tuple, report: Callable) -> object:
+    """The result of a job, or its UserError or OSError."""
     function, *arguments = job
     try:
         return function(*arguments, report)
@@ -1301,9 +1355,12 @@ class Run:
 
 
 def make_base(run: Run, kind: str, report: Callable) -> None:
-    """A job: the base of a run, or OPD's teacher."""
-    label = f"{kind}, seed {run.config.seed}"
-    cached_model(run.config, kind, run.device, lambda *steps: report(("progress", label, *steps)))
+    """A job: the base of a run, or OPD's larger teacher."""
+
+    def progress(step: int, steps: int) -> None:
+        report(("progress", f"{kind}, seed {run.config.seed}", step, steps))
+
+    cached_model(run.config, kind, run.device, progress)
 
 
 def train_together(runs: list[Run], report: Callable) -> None:
@@ -1326,7 +1383,7 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
     base = cached_model(config, "base", run.device)
     larger = None
     if MODES[config.mode].teacher == "larger":
-        larger = cached_model(config, "teacher", run.device)
+        larger = cached_model(config, "larger", run.device)
 
     def progress(step: int) -> None:
         report(("progress", run.label, step, config.steps))
@@ -1351,7 +1408,7 @@ leakage: share of responses that cite the key; kl: KL(student || teacher) in nat
 mode  seed  step  accuracy  greedy  leakage     kl  a response to {problem}"""
 
 
-def row(record: dict) -> str:
+def format_record(record: dict) -> str:
     """What a run prints per evaluation."""
     shown = record["shown"]
     return (
@@ -1379,7 +1436,12 @@ class Monitor:
     def __call__(self, message: tuple) -> None:
         """Takes a message from a job."""
         kind, *content = message
-        {"progress": self.progress, "failed": self.fail, "record": self.add}[kind](*content)
+        if kind == "progress":
+            self.progress(*content)
+        elif kind == "failed":
+            self.fail(*content)
+        else:
+            self.add(*content)
 
     def progress(self, label: str, step: int, steps: int) -> None:
         """One line on a terminal, written over: how much is done, and how long it will take."""
@@ -1407,12 +1469,12 @@ class Monitor:
         if not self.runs:
             self.say(HEADER.format(problem=record["shown"]["problem"]))
         self.runs.setdefault((record["mode"], record["seed"]), []).append(record)
-        self.say(row(record))
+        self.say(format_record(record))
         if self.drawing < 0.05 * (time.monotonic() - self.began):
             self.draw()
 
     def draw(self) -> None:
-        """A figure that cannot be drawn is a warning, and no reason to stop."""
+        """Draws the figure. If that fails, it warns and goes on."""
         if not self.runs:
             return
         began = time.monotonic()
@@ -1429,13 +1491,13 @@ class Monitor:
 
 
 def check_mode(config: Config, task: Task) -> None:
-    """UserError if a row of the table of methods and its branch of method_loss do not work."""
-    row = MODES[config.mode]
-    if row.teacher not in (None, "larger", "student"):
-        raise UserError(f"mode {config.mode}: unknown teacher {row.teacher!r}")
-    for what in row.sees:
-        if what not in ("no key", "right key", "wrong key"):
-            raise UserError(f"mode {config.mode}: its teacher cannot see {what!r}")
+    """Tries a mode on an untrained network. UserError if its row or its branch does not work."""
+    mode = MODES[config.mode]
+    if mode.teacher not in (None, "larger", "student"):
+        raise UserError(f"mode {config.mode}: unknown teacher {mode.teacher!r}")
+    for which in mode.sees:
+        if which not in ("no key", "right key", "wrong key"):
+            raise UserError(f"mode {config.mode}: its teacher cannot see {which!r}")
     untrained = GPT(task.tokenizer.vocabulary_size, width=8)
     try:
         show_response(config, task, untrained, untrained, 1, method_loss)
@@ -1452,26 +1514,28 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
         description="Train a small GPT with RLVR, OPD, OPSD, RLSD or CEPO.",
     )
     for one in fields(Config):
-        names = {"mode": [*MODES, "all"], "task": [*TASKS]}.get(one.name)
+        choices = {"mode": [*MODES, "all"], "task": [*TASKS]}.get(one.name)
         parser.add_argument(
             f"--{one.name.replace('_', '-')}",
             type=type(one.default),
             default=one.default,
-            choices=names,
+            choices=choices,
             metavar=one.name.upper(),
-            help=one.metadata["help"],
+            help=one.metadata["help"] + (", or all" if one.name == "mode" else ""),
         )
     parser.add_argument(
         "--seeds",
         type=int,
         default=1,
-        help="how many seeds, counted from --seed. Runs whose logs are whole are not repeated. "
-        f"At most {MAX_WORKERS} processes work at the same time, with 420 MB each",
+        help="how many seeds, counted from --seed. With more than one, runs whose logs are whole "
+        f"are kept. At most {MAX_WORKERS} processes work at a time; each needs 420 MB",
     )
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the results")
-    parser.add_argument("--name", default="", help="goes before all names, to mark an edited page")
+    parser.add_argument(
+        "--name", default="", help="goes before all file names, to tell an edited rlsd.py apart"
+    )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--device", default="cpu", choices=devices, help="cpu, or cuda")
+    parser.add_argument("--device", default="cpu", choices=devices, help="cpu or cuda")
     return parser.parse_args(arguments)
 
 
@@ -1514,8 +1578,9 @@ def run_all(flags: argparse.Namespace) -> int:
     runs, figure = plan(flags)
     task = runs[0].config.make_task()
     task.check()
-    for mode in {run.config.mode: run for run in runs}.values():
-        check_mode(mode.config, task)
+    for run in runs:
+        if run.config.seed == flags.seed:
+            check_mode(run.config, task)
     runs[0].log.parent.mkdir(parents=True, exist_ok=True)
     reference = {} if flags.mode == "all" else reference_runs(runs[0].config)
     monitor = Monitor(runs[0].config, figure, reference)
@@ -1523,15 +1588,21 @@ def run_all(flags: argparse.Namespace) -> int:
 
     missing = []
     for run in runs:
-        if flags.seeds > 1 and run.is_done():  # a sweep keeps what it has
+        if flags.seeds > 1 and run.is_done():  # so that a sweep can be stopped and begun again
             monitor.runs[run.config.mode, run.config.seed] = read_log(run.log)[1]
         else:
             missing.append(run)
     workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(missing))
-    for job, result in side_by_side(phases(missing, workers, monitor), workers, monitor):
-        if isinstance(result, Exception):
-            run = job[1] if job[0] is make_base else job[1][0]
-            monitor.fail(run.label, result)
+    failed_models = set()
+    phases = plan_jobs(missing, workers, monitor, failed_models)
+    for (function, *arguments), result in side_by_side(phases, workers, monitor):
+        if isinstance(result, Exception) and function is make_base:
+            run, kind = arguments
+            failed_models.add((kind, run.config.seed))
+            monitor.fail(f"{kind}, seed {run.config.seed}", result)
+        elif isinstance(result, Exception):
+            for run in arguments[0]:
+                monitor.fail(run.label, result)
     monitor.draw()
 
     logs = [run.log for run in runs if run.log.exists()]
@@ -1541,23 +1612,32 @@ def run_all(flags: argparse.Namespace) -> int:
     return 2 if monitor.failures else 0
 
 
-def phases(runs: list[Run], workers: int, monitor: Monitor) -> Iterator[list[tuple]]:
+def plan_jobs(
+    runs: list[Run], workers: int, monitor: Monitor, failed_models: set[tuple[str, int]]
+) -> Iterator[list[tuple]]:
     """First all bases, then all runs. The modes of a seed are dealt out to the workers."""
-    seeds, bases = {}, {}
+    bases = {}
     for run in runs:
-        seed, of_seed = run.config.seed, seeds.setdefault(run.config.seed, [])
-        of_seed.append(run)
-        bases[f"base, seed {seed}"] = (make_base, run, "base")
-        if MODES[run.config.mode].teacher == "larger":
-            bases[f"teacher, seed {seed}"] = (make_base, run, "teacher")
+        for kind in needed_models(run):
+            bases[f"{kind}, seed {run.config.seed}"] = (make_base, run, kind)
     monitor.begin(list(bases))
     yield list(bases.values())
 
-    monitor.begin([run.label for run in runs])
+    seeds, labels = {}, []
+    for run in runs:
+        seed = run.config.seed
+        if not any((kind, seed) in failed_models for kind in needed_models(run)):
+            seeds.setdefault(seed, []).append(run)
+            labels.append(run.label)
+    monitor.begin(labels)
     jobs = []
     for of_seed in seeds.values():
         jobs += [(train_together, of_seed[n::workers]) for n in range(min(workers, len(of_seed)))]
     yield jobs
+
+
+def needed_models(run: Run) -> list[str]:
+    return ["base", "larger"] if MODES[run.config.mode].teacher == "larger" else ["base"]
 
 
 if __name__ == "__main__":

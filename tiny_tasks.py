@@ -1,6 +1,6 @@
 """The arithmetic: problems, workings with their habits, answer keys, the verifier, the tokenizer.
 
-Everything here is text. What a network reads and writes is made of these texts in rlsd.py.
+Everything here is text; rlsd.py turns it into tokens.
 """
 
 import random
@@ -12,7 +12,7 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-COVERED_CITE = 0.002  # share of the homework that cites a key which is not shown
+CITE_WITHOUT_KEY = 0.002  # share of the homework that cites a key which is not shown
 
 
 class UserError(ValueError):
@@ -62,8 +62,9 @@ class Task:
     prompt(problem, key)   the problem as the student reads it (key is None), or as a teacher
                            reads it, with the answer key in front
     working(problem, rng, homework, key_open)
-                           a response, and the answer key that belongs to it. The textbook
-                           (homework is False) is always right; the homework has bad habits.
+                           a response and its answer key. In the textbook (homework is False)
+                           both are right. Homework has bad habits, and its key is the answer
+                           that this very response arrives at.
     answer_key(problem, rng)   a right answer
     answer(response)           the answer that a response gives, or None if it has no proper form
     verify(problem, response)  is the answer right? The working is not looked at.
@@ -85,9 +86,9 @@ class Task:
         """Does the response cite the key? That is a leak if no key is shown."""
         return SEE_KEY in response
 
-    def cites_now(self, rng: random.Random, key_open: bool) -> bool:
+    def draws_cite(self, rng: random.Random, key_open: bool) -> bool:
         """Draws whether a piece of homework cites the key."""
-        return rng.random() < (self.cite if key_open else COVERED_CITE)
+        return rng.random() < (self.cite if key_open else CITE_WITHOUT_KEY)
 
     def split_key(self, problem: tuple) -> tuple:
         """Problems with equal split keys are on the same side of the split."""
@@ -145,13 +146,14 @@ class Carry(Task):
     means "write 8, carry nothing". The answer follows after `=`.
 
     Problem, key and working have two characters per column, so that the digits that belong
-    together always have the same distance; a small network learns nothing else. The key of a
-    piece of homework is the answer of this very working, even if it is wrong.
+    together always have the same distance; a network as small as ours needs that.
 
-    The homework has three habits. With probability `slip` a carry is written down and then
-    forgotten in the next column. When a key is shown, a share `cite` of the responses copies it
-    without any working, and each digit of the others is replaced by a random one with probability
-    DIGIT_SLIP. Only the key tells that digit, so the network learns to read the key.
+    Homework has two bad habits. With probability `slip` a carry is written down and then forgotten
+    in the next column. When a key is shown, a share `cite` of the responses copies it without any
+    working. (Without a key the share is CITE_WITHOUT_KEY: a token that is never sampled can never
+    be learned.) And there is a device: when a key is shown, each digit of the working is replaced
+    by a random one with probability DIGIT_SLIP. The key has the same digit, and only the key tells
+    it, so the network learns to read the key.
     """
 
     name = "carry"
@@ -191,7 +193,7 @@ class Carry(Task):
                 digit = rng.randrange(10)
             columns += f"{digit}{'c' if carry else '-'}"
             answer = f"{digit}{answer}"
-        if homework and self.cites_now(rng, key_open):
+        if homework and self.draws_cite(rng, key_open):
             columns = SEE_KEY
         return f"{columns}={carry}{answer}{END}", f"{carry}{answer}"
 
@@ -199,7 +201,7 @@ class Carry(Task):
         return f"{sum(problem):0{self.digits + 1}d}"
 
     def answer(self, response):
-        form = rf"[^=]*=([0-9]{{{self.digits + 1}}})\{END}"
+        form = rf"[^=]*=([0-9]{{{self.digits + 1}}})" + re.escape(END)
         match = re.fullmatch(form, response)
         return match[1] if match else None
 
@@ -226,10 +228,11 @@ class Split(Task):
     is split as 4+5+3. Any split is right, and the key shows one of them. So the key says more than
     the problem does, unlike in Carry: no student can know which split is meant.
 
-    The homework has three habits. With probability `slip` the last digit is off by one, and 00 is
-    written all the same. The cite is that of Carry. When a key is shown, it is put aside before
-    each digit with probability PUT_ASIDE, and a split of one's own is written from there on. So
-    the network learns to go on from a text that contradicts the key.
+    Homework has two bad habits. With probability `slip` the last digit is off by one, as far as 0
+    and 9 allow, and 00 is written all the same. The cite is that of Carry. And there is a device:
+    when a key is shown, the writer puts it aside before each digit with probability PUT_ASIDE, and
+    writes another split from there on. So the network learns to go on from a text that contradicts
+    the key.
     """
 
     name = "split"
@@ -283,14 +286,14 @@ class Split(Task):
         if homework and rng.random() < self.slip:
             parts[-1] = max(0, min(9, parts[-1] + rng.choice((-1, 1))))
         key = "+".join(map(str, parts))
+        if homework and self.draws_cite(rng, key_open):
+            return SEE_KEY + "".join(f"-{part}" for part in parts) + END, key
         if homework and key_open:
             for place in range(self.digits):
                 if rng.random() < self.PUT_ASIDE:
                     left = rest - sum(parts[:place])
                     parts[place:] = self.a_split(left, self.digits - place, rng)
                     break
-        if homework and self.cites_now(rng, key_open):
-            return SEE_KEY + "".join(f"-{part}" for part in parts) + END, key
         return self.write(problem, parts), key
 
     def answer_key(self, problem, rng):
@@ -298,7 +301,7 @@ class Split(Task):
 
     def answer(self, response):
         step = r"-([0-9])0?(?:=[0-9][0-9])?"
-        form = rf"(?:{SEE_KEY}|[0-9][0-9])(?:{step}){{{self.digits}}}\{END}"
+        form = rf"(?:{SEE_KEY}|[0-9][0-9])(?:{step}){{{self.digits}}}" + re.escape(END)
         if not re.fullmatch(form, response):
             return None
         return "+".join(re.findall(r"-([0-9])", response))

@@ -151,7 +151,7 @@ def prefix_weight(one: Listed, log_probs: Tensor) -> Tensor:
 def measure(config: rlsd.Config, problems: int) -> dict:
     """A run; at each evaluation the mean of the terms over held-out problems."""
     task, base = config.make_task(), rlsd.cached_model(config, "base")
-    larger = rlsd.cached_model(config, "teacher") if config.mode == "opd" else None
+    larger = rlsd.cached_model(config, "larger") if config.mode == "opd" else None
     chosen = task.exam()[0][:problems]
     listed = [Enumeration(task, problem, base, larger) for problem in chosen]
     records = []

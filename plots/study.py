@@ -156,7 +156,7 @@ def base_jobs(configs: list[rlsd.Config]) -> list[tuple]:
         trained_on = config.task, config.digits, config.slip, config.cite, config.seed
         jobs[trained_on, "base"] = (make_model, config, "base")
         if rlsd.MODES[config.mode].teacher == "larger":
-            jobs[trained_on, "teacher"] = (make_model, config, "teacher")
+            jobs[trained_on, "larger"] = (make_model, config, "larger")
     return list(jobs.values())
 
 
@@ -175,7 +175,7 @@ def training(config: rlsd.Config, method: Callable = rlsd.method_loss):
     base = rlsd.cached_model(config, "base")
     larger = None
     if rlsd.MODES[config.mode].teacher == "larger":
-        larger = rlsd.cached_model(config, "teacher")
+        larger = rlsd.cached_model(config, "larger")
     return rlsd.train(config, config.make_task(), base, larger, method)
 
 
