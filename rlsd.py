@@ -1089,16 +1089,16 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
 
     modes = [mode for mode in MODES if any(mode == other for other, _ in runs)]
     tiles = 0.45 * len(modes) + 0.4  # the height of the tiles in inches
-    height = tiles + 5.1
+    height = tiles + 4.8
     with style.context("default"):
         figure = Figure(figsize=(13, height), dpi=100)
         FigureCanvasAgg(figure)
-        figure.text(0.03, 1 - 0.3 / height, heading, fontsize=11, va="center")
+        figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
         if reference:
             note = (
                 "grey: reference runs of the other methods with the same settings, mean over seeds"
             )
-            figure.text(0.03, 1 - 0.6 / height, note, color="#808080", va="center")
+            figure.text(0.03, 1 - 0.5 / height, note, color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
             panel = figure.add_axes(box, title=title)
