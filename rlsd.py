@@ -6,21 +6,21 @@
 
 A small GPT has learned to add, and has two bad habits. It sometimes writes a carry down and then
 forgets it. When the answer key is shown to it, it sometimes writes `<see key>` and copies the key
-instead of working the answer out. From then on this network, the student, works without the key and
-is trained further, by one of five methods, one per --mode. A verifier can tell them which answers
-are right; OPD and OPSD do without it.
+instead of working the answer out. This network is the student. It now has to work without the key,
+and is trained further by one of five methods, one per --mode. A verifier says which answers are
+right; OPD and OPSD do not use it.
 
     rlvr   Reinforcement learning with verifiable rewards, as GRPO does it. Every token of a
            response is pushed up if the response did better than the others to the same problem,
            and down if it did worse.
     opd    On-policy distillation. On its own responses, token by token, the student is pushed
            towards the probabilities of a larger teacher.
-    opsd   On-policy self-distillation. The same, but the teacher is the student itself, which is
-           shown the key.
+    opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student,
+           which is shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
-           up or down; a teacher that is shown the key decides how far each one moves.
-    cepo   Contrastive evidence policy optimisation. Like RLSD, but it compares two teachers: one
-           is shown the right key, the other one a wrong key.
+           up or down; the teacher of OPSD decides how far each one moves.
+    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is asked twice: once
+           it is shown the right key, and once a wrong one.
 
 If the student writes `<see key>` although no key is shown, the key has *leaked*.
 
@@ -31,8 +31,10 @@ carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785
 P_S is the probability that the student gave to each token. P_T is the probability that the same
 network gives to it when it is shown the key. The last three rows show how strongly three of the
 methods push each token (A_t): up if the number is positive, down if it is negative. Three of the
-eight responses in this group are right, so this one has the advantage A = (0 - 0.375) / 0.484 =
--0.775. RLSD has two settings, eps_w and lam, which are 1 here (0.2 and 0.5 by default).
+eight responses in this group are right. So the advantage of this one is A = (0 - 0.375) / 0.484 =
+-0.775: its reward, minus the mean reward of the group, divided by the standard deviation. RLSD has
+two settings. eps_w limits how much a token's weight may differ from 1, and lam is the share of A
+that the weight scales. Both are 1 here; by default they are 0.2 and 0.5.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -41,12 +43,14 @@ eight responses in this group are right, so this one has the advantage A = (0 - 
     OPSD  -0.33  0.00  -6.98  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
     RLSD  -1.08 -0.77  -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
 
-RLSD's value for the mistake, by hand: the student finds the token 0.691 / 0.00064 = 1080 times
-likelier than the teacher does. This ratio is clipped to 1 + eps_w = 2, and 2 times -0.775 is -1.55.
+The values for the mistake, by hand. OPSD: log(0.00064 / 0.691) = -6.98. RLSD: the student finds the
+token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight is clipped to
+1 + eps_w = 2, and 2 times -0.775 is -1.55.
 
-The first token, `5`, is no mistake. But where the student writes it, this teacher sometimes prefers
-`<see key>`. So RLSD blames `5` more than RLVR does in wrong responses, and praises it less in right
-ones. On balance `5` goes down, and `<see key>` goes up. That is how a key can leak.
+The first token, `5`, is no mistake. But this teacher sometimes writes `<see key>` in its place. So
+in wrong responses RLSD blames `5` more than RLVR does, and in right ones it praises `5` less. On
+balance `5` loses probability to the student's other candidates, and `<see key>` is one of them.
+This is how a leak can begin; rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -63,6 +67,9 @@ import os
 import signal
 
 
+# Ctrl-C is handled here, because importing torch takes seconds. Section 1 begins below.
+
+
 def stop_at_once(*_) -> None:
     """On Ctrl-C: end the workers, print one line, and exit. What was logged is kept."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing
@@ -73,7 +80,7 @@ def stop_at_once(*_) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, stop_at_once)  # now, because importing torch takes seconds
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import argparse
 import copy
@@ -101,8 +108,10 @@ from tiny_tasks import TASKS, Task, UserError
 
 # ==== 1. The methods ====
 #
-# One function per equation, and then `method_loss`, which has one branch per method.
-# Shapes: B responses, those to one problem in adjacent rows; T tokens; V vocabulary.
+# One function per equation, and then `method_loss`, which has one branch per method. B is the
+# number of responses, where those to one problem are in adjacent rows; T is the number of tokens, V
+# the size of the vocabulary. "(B, T) x 2 -> ()" means that two inputs of shape (B, T) give one
+# number.
 
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
@@ -117,7 +126,7 @@ def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     group = reward.view(-1, group_size)
     centred = group - group.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
-    equal = (group == group[:, :1]).all(1, keepdim=True)  # std may be a little above 0 even then
+    equal = (group == group[:, :1]).all(1, keepdim=True)  # rounding can leave std above 0
     advantage = torch.where(equal, 0.0, centred / std)
     return advantage.flatten()
 
@@ -142,7 +151,8 @@ def clipped_surrogate(
 ) -> Tensor:
     """Eq 2 as a loss, with one advantage per token as in Algorithm 1. (B, T) x 4 -> ().
 
-    rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high; the numbers are the authors'. In
+    rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high, as in the paper. P_old is the
+    student at the time of sampling. In
     this file a batch serves one update only. So rho is 1, the clip never acts, and the gradient of
     this loss is that of -A_t log P_S(y_t). Padding is ignored, as in response_mean.
     """
@@ -190,8 +200,8 @@ def kl_divergence(p_log_probs: Tensor, q_log_probs: Tensor) -> Tensor:
 def information_gain(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
     """Eq 13: Delta_t = log P_T(y_t) - log P_S(y_t), in nats, no gradient. (B, T) x 2 -> (B, T).
 
-    It is positive if the key makes the token likelier. CEPO passes the log-probabilities of the
-    teacher that is shown a wrong key as the second argument.
+    It is positive if the teacher finds the token likelier than the student does. For CEPO the
+    second argument holds the log-probabilities of the teacher that is shown a wrong key.
     """
     check_shapes(teacher_log_probs, student_log_probs, dimensions=2)
     return (teacher_log_probs - student_log_probs).detach()
@@ -201,7 +211,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
     """Eq 14: w_t = exp(sign(A) Delta_t), positive and finite. (B, T), (B,) -> (B, T).
 
     In a response that did better than its group (A > 0) the weight is P_T / P_S; in one that did
-    worse (A < 0) it is P_S / P_T.
+    worse (A < 0) it is P_S / P_T. (For CEPO, P_S is the teacher that is shown a wrong key.)
     """
     if gain.dim() != 2 or advantage.shape != gain.shape[:1]:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
@@ -211,19 +221,19 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
-    """Eq 15 clips the weight; Algorithm 1 mixes the result with A. (B, T), (B,) -> (B, T).
+    """Eq 15 clips the weight; Algorithm 1 scales the share lam of A by it. (B, T), (B,) -> (B, T).
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
-    The clipped weight is never negative. So in each response A_t has the sign of A, whatever the
-    teacher says, and the paper concludes that no key can leak (Theorem 5). But an update follows
-    the mean of A_t over a group. Take a token that all responses of a group have in common, such as
-    their first, and let the responses be equally long. Under RLVR the pushes on this token cancel,
-    because the mean of A is 0. Under Eq 15 they do not. If the key makes the token less likely
-    (Delta_t < 0), its weight is below 1 in right responses and above 1 in wrong ones, so it is
-    blamed more than it is praised, and what the teacher prefers in its place gains. If the key
-    makes it likelier, it is praised more than it is blamed. Either way there is a second gradient,
-    towards the teacher that is shown the key. It acts as long as rewards are mixed and lam > 0.
+    Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
+    of A. From this the paper concludes that no key can leak (Theorem 5). But suppose that all
+    responses of a group write the same token in the same place, for instance the same first token.
+    If they are equally long, the probability of that token moves with the mean of their A_t. Under
+    RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token less likely than the
+    student does (Delta_t < 0), good responses praise it less than bad ones blame it, and it goes
+    down. If the teacher finds it likelier, it goes up. So beside the push from the reward there is
+    a second push, towards the teacher that is shown the key. It vanishes only if lam is 0, if all
+    rewards of the group are equal, or if Delta_t is 0.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -252,7 +262,7 @@ class Mode:
 
     name: str
     teacher: str | None  # whose weights the teacher has: None, "larger" or "student"
-    sees: tuple[str, ...]  # the keys that are put into the teacher's prompt, one pass for each
+    sees: tuple[str, ...]  # what the teacher's prompt shows, one forward pass for each
 
 
 # "larger" is OPD's teacher, a larger network that was trained on clean work and never changes.
@@ -268,7 +278,7 @@ MODES = {
 
 @dataclass
 class Batch:
-    """What a method sees in one step: B = P x G responses, G to each of P problems."""
+    """What a method sees in one step: B = N x G responses, G to each of N problems."""
 
     tokens: Tensor  # (B, T), the responses; after its end a response is padded
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
@@ -276,7 +286,7 @@ class Batch:
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
     student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step gives it a gradient
 
-    # (B, T, V), log P_T(. | x, key, y_<t), for each of the keys in the mode's row; else None
+    # (B, T, V), log P_T(. | x, key, y_<t), for each entry of `sees` in MODES; else None
     no_key_log_probs: Tensor | None
     right_key_log_probs: Tensor | None
     wrong_key_log_probs: Tensor | None
@@ -286,10 +296,10 @@ class Batch:
     eps_w: float
     lam: float  # at this step
 
-    # The losses do not use these; they are for tests and studies.
-    problems: list[tuple]  # (P,)
-    keys: list[str]  # (P,), shown as the right key
-    wrong_keys: list[str]  # (P,)
+    # The losses do not use these; they are for the tests and for the experiments in plots/.
+    problems: list[tuple]  # (N,)
+    keys: list[str]  # (N,), shown as the right key
+    wrong_keys: list[str]  # (N,)
     texts: list[str]  # (B,), the responses
 
 
@@ -298,7 +308,8 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
     Eq 17 gives all methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
     over a response's tokens and divided by |y|. For RLVR, RLSD and CEPO this is exact. For OPD and
-    OPSD it holds for the reverse KL, in expectation over y_t; their loss sums over the vocabulary.
+    OPSD it holds for the reverse KL, in expectation over y_t: their loss uses the probabilities of
+    the whole vocabulary, and A_t is returned for the figure only.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -364,16 +375,19 @@ def train_step(
 ) -> tuple[Batch, Tensor]:
     """One update of the student. Returns what the method saw, and its A_t (B, T).
 
-    A study may put another function in the place of method_loss.
+    The experiments in plots/ may pass another function in the place of method_loss.
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    keys = [task.answer_key(problem, rng) for problem in problems]  # Split has several right keys
+    keys = [
+        task.answer_key(problem, rng) for problem in problems
+    ]  # a problem may have several right keys
 
     group_size, sees = config.group_size, MODES[config.mode].sees
     batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
+    # collect works without a gradient; this pass of the student has one.
     prompts = encode_prompts(task, problems, student.device)
-    batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)  # has a gradient
+    batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)
     batch.lam = lam_at(step, config.lam, config.lam_decay)
     loss, token_advantage = method(config.mode, batch)
     check_finite(step, "A_t", token_advantage.masked_fill(batch.mask == 0, 0.0))
@@ -442,10 +456,10 @@ def judge(
 ) -> tuple[list[float], str]:
     """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
-    This is the only place where errors enter. With probability key_noise a wrong answer of the
-    group, if there is one, replaces the key, and all responses are judged by it. Then a right
-    answer is rejected with probability false_negatives, and a wrong one accepted with probability
-    false_positives.
+    It may be made to err, and this is done here only. With probability key_noise a wrong answer of
+    the group, if there is one, replaces the key, and all responses are judged by it. Then a right
+    answer is rejected with probability false_negatives, and a wrong one is accepted with
+    probability false_positives. By default all three are 0.
     """
     right = [task.verify(problem, text) for text in texts]
     wrong_answers = [task.answer(text) for text, is_right in zip(texts, right) if not is_right]
@@ -458,7 +472,8 @@ def judge(
     for is_right in right:
         error_rate = config.false_negatives if is_right else config.false_positives
         is_error = rng.random() < error_rate
-        rewards.append(float(is_right != is_error))
+        is_accepted = not is_right if is_error else is_right
+        rewards.append(float(is_accepted))
     return rewards, key
 
 
@@ -475,10 +490,10 @@ def choose_wrong_key(
     return rng.choice(rejected) if rejected else key
 
 
-def copy_student(config: Config, step: int, student: GPT, teacher: GPT) -> None:
-    """The paper's teacher: a copy of the student, renewed before steps 1, 11, 21 and so on.
+def copy_every_n_steps(config: Config, step: int, student: GPT, teacher: GPT) -> None:
+    """The paper's teacher: before step 1, N + 1, 2N + 1, ... the student is copied into it.
 
-    The 10 is --teacher-refresh.
+    N is --teacher-refresh, by default 10.
     """
     if (step - 1) % config.teacher_refresh == 0:
         teacher.load_state_dict(student.state_dict())
@@ -490,26 +505,27 @@ def train(
     base: GPT,
     larger: GPT | None = None,
     method: Callable = method_loss,
-    refresh_teacher: Callable = copy_student,
+    refresh_teacher: Callable = copy_every_n_steps,
     progress: Callable = lambda step: None,
 ) -> Iterator[tuple[dict, GPT, GPT]]:
     """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation.
 
-    `larger` is OPD's teacher. A study may replace method_loss and the way the teacher is renewed.
+    `larger` is OPD's teacher. The experiments in plots/ may pass another function in the place of
+    method_loss, and another way to renew the teacher.
     """
     student = copy.deepcopy(base)
     whose = MODES[config.mode].teacher
-    if whose is None:
-        teacher = student  # for the kl in evaluate
+    if whose == "larger":
+        if larger is None:
+            raise UserError(f"mode {config.mode} needs a larger teacher, and got none")
+        teacher = larger
     elif whose == "student":
         teacher = copy.deepcopy(base)
-    elif larger is None:
-        raise UserError(f"mode {config.mode} needs a larger teacher, and got none")
     else:
-        teacher = larger
+        teacher = student  # there is none; evaluate compares the student with itself
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
-    # Since the last evaluation; a group is dead if its rewards are all equal, so that A is 0.
+    # Both lists are emptied at each evaluation. In a dead group all rewards are equal, so A is 0.
     rewards, dead_groups = [], []
     for step in range(config.steps + 1):
         if step > 0:
@@ -555,7 +571,7 @@ class Rollout:
 def encode_prompts(
     task: Task, problems: list[tuple], device: torch.device, keys: list[str] | None = None
 ) -> Tensor:
-    """The prompts as token ids, (P, length); if keys are given, each prompt shows its key."""
+    """The prompts as token ids, (N, length); if keys are given, each prompt shows its key."""
     keys = [None] * len(problems) if keys is None else keys
     prompts = [task.prompt(problem, key) for problem, key in zip(problems, keys)]
     return torch.tensor([task.tokenizer.encode(prompt) for prompt in prompts], device=device)
@@ -565,7 +581,7 @@ def encode_prompts(
 def sample_responses(
     task: Task, model: GPT, prompts: Tensor, group_size: int, seed: int | None
 ) -> Rollout:
-    """group_size responses to each prompt (P, length), sampled at temperature 1.
+    """group_size responses to each prompt (N, length), sampled at temperature 1.
 
     If seed is None, each token is the likeliest one.
     """
@@ -598,7 +614,7 @@ def sample_responses(
 
 
 def response_log_probs(model: GPT, prompts: Tensor, tokens: Tensor) -> Tensor:
-    """log P(. | prompt, y_<t) over the vocabulary. (P, length), (B, T) -> (B, T, V), B = P x G.
+    """log P(. | prompt, y_<t) over the vocabulary. (N, length), (B, T) -> (B, T, V), B = N x G.
 
     A prompt is read once and shared by the responses of its group.
     """
@@ -614,19 +630,19 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 # ==== 4. What is measured ====
 #
-# On 512 problems that are held out from training, the student responds without a key, and a
-# verifier judges that makes no errors. The teacher is the one of the last step: its copy of the
-# student may be up to teacher_refresh steps old.
+# The student responds without a key to 512 problems that are held out from training, and is judged
+# by a verifier that makes no errors. The teacher is that of the last step; if it is a copy of the
+# student, the copy may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
-    """What a record holds of the student.
+    """The measurements that go into a log record.
 
     accuracy           share of right answers, one sampled response per problem
     greedy_accuracy    share of right answers if each token is the likeliest one
     leakage            share of the sampled responses that cite a key
-    kl                 KL(P_S || P_T) in nats per token; RLVR has no teacher, so for RLVR it is
-                       measured against the student itself, with the key shown
+    kl                 KL(P_S || P_T) in nats per token. RLVR has no teacher; for RLVR it is
+                       measured against the student of this very step, with the key shown
     entropy            entropy of P_S in nats per token
     response_length    mean number of tokens
     """
@@ -694,7 +710,7 @@ def show_response(
 
 
 def setting(default, text: str, *allowed):
-    """A field of Config. `allowed` holds all its names, or its lowest and its highest number."""
+    """A field of Config. `allowed`: all values of a string; the lowest and highest of a number."""
     return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
@@ -717,12 +733,10 @@ class Config:
         "forward_kl",
         "jsd",
     )
-    teacher_refresh: int = setting(
-        10, "the teacher is renewed after so many steps (paper: 10)", 1, 10**6
-    )
+    teacher_refresh: int = setting(10, "the teacher is renewed every N steps (paper: 10)", 1, 10**6)
     eps_w: float = setting(0.2, "clip of the evidence weight in Eq 15 (paper: 0.2)", 0, 100)
     lam: float = setting(
-        0.5, "share of A that the evidence weight scales, at first (paper: 0.5)", 0, 1
+        0.5, "initial lam, the share of A that the evidence weight scales (paper: 0.5)", 0, 1
     )
     lam_decay: int = setting(
         50, "steps over which lam falls to 0; with 0 it is held (paper: 50)", 0, 10**6
@@ -734,7 +748,7 @@ class Config:
         0.0, "probability that the verifier accepts a wrong answer in training", 0, 1
     )
     key_noise: float = setting(
-        0.0, "probability that a wrong answer of a group is its key and judges it", 0, 1
+        0.0, "probability that a wrong answer of a group is used as its key, also for judging", 0, 1
     )
     evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
 
@@ -759,7 +773,7 @@ class Config:
 
 # ==== 6. The model ====
 #
-# A GPT with rotary positions and pre-norm. It keeps the keys and values of what it has read.
+# A GPT with rotary positions, pre-norm and a KV cache.
 
 
 class Block(nn.Module):
@@ -770,7 +784,7 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
-        # Each block starts as the identity, which learns faster.
+        # Each block starts as the identity; training is faster that way.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.down.weight)
 
@@ -819,7 +833,7 @@ class GPT(nn.Module):
     def forward(
         self, tokens: Tensor, past: list | None = None, group_size: int = 1
     ) -> tuple[Tensor, list]:
-        """Logits of the next tokens, (rows, length, V), and the cache from which to go on.
+        """Logits of the next tokens, (rows x group_size, length, V), and the cache to go on from.
 
         Each row is read once, and then repeated for the group_size responses that follow it.
         """
@@ -842,18 +856,18 @@ class GPT(nn.Module):
 # All methods start from one base. It learns from a textbook of clean workings until it can add, and
 # then from homework, in which the bad habits are planted. OPD's teacher has the textbook only.
 
-TEXTBOOK_STEPS = 240  # the textbook has at least so many steps, and goes on until it is mastered
-MASTERED = 0.97  # share of the exam that is then right, if each token is the likeliest one
+TEXTBOOK_STEPS = 240  # the least; then the textbook goes on until it is mastered
+MASTERED = 0.97  # the greedy accuracy on the exam at which the textbook ends
 MOST_TEXTBOOK_STEPS = 2000
 HOMEWORK_STEPS = 360
-FINAL_STEPS = 60  # of OPD's teacher, with the textbook, while the learning rate falls to 0
+FINAL_STEPS = 60  # OPD's teacher ends with these steps of textbook; its learning rate falls to 0
 WIDTH = {"base": 64, "larger": 128}
 
 
 def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -> None:
     """Trains a base, or OPD's larger teacher. UserError if the textbook is not mastered."""
     rng = random.Random(seed)
-    optimizer = BaseOptimizer(model)
+    optimizer = PretrainingOptimizer(model)
     problems, _ = task.exam()
     prompts = encode_prompts(task, problems, model.device)
     last_steps = HOMEWORK_STEPS if kind == "base" else FINAL_STEPS
@@ -867,7 +881,7 @@ def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -
             )
         for _ in range(TEXTBOOK_STEPS if step == 0 else 40):
             step += 1
-            rate = min(1.0, step / 20, 150 / step)
+            rate = min(1.0, step / 20, 150 / step)  # 20 steps of warm-up; a fall from step 150 on
             learn(task, model, optimizer, rng, rate, homework=False, key_open=False)
             progress(step, max(step, TEXTBOOK_STEPS) + last_steps)
         greedy = sample_responses(task, model, prompts, group_size=1, seed=None)
@@ -885,7 +899,7 @@ def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -
 def learn(
     task: Task,
     model: GPT,
-    optimizer: BaseOptimizer,
+    optimizer: PretrainingOptimizer,
     rng: random.Random,
     rate: float,
     homework: bool,
@@ -894,7 +908,8 @@ def learn(
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
-    workings, keys = zip(*examples)
+    workings = [working for working, _ in examples]
+    keys = [key for _, key in examples]
     prompts = encode_prompts(task, problems, model.device, keys if key_open else None)
     responses = [torch.tensor(task.tokenizer.encode(working)) for working in workings]
     targets = nn.utils.rnn.pad_sequence(responses, batch_first=True, padding_value=-1)
@@ -909,7 +924,7 @@ def learn(
     optimizer.step(rate)
 
 
-class BaseOptimizer:
+class PretrainingOptimizer:
     """AdamW for the embedding and the head, Muon for the matrices of the blocks.
 
     Muon learns the textbook in half of the steps that AdamW needs.
@@ -956,7 +971,7 @@ MAKES_A_BASE = (
     GPT,
     pretrain,
     learn,
-    BaseOptimizer,
+    PretrainingOptimizer,
     orthogonal,
 )
 
@@ -1001,7 +1016,7 @@ def fingerprint(config: Config, kind: str, device: str) -> str:
 def machine(device: str) -> dict[str, str | int]:
     """What rounding depends on. Other rounding means another base and other curves."""
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -1095,9 +1110,7 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
         FigureCanvasAgg(figure)
         figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
         if reference:
-            note = (
-                "grey: reference runs of the other methods with the same settings, mean over seeds"
-            )
+            note = "grey: reference runs of the other methods, with the same settings and seeds"
             figure.text(0.03, 1 - 0.5 / height, note, color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
@@ -1195,13 +1208,15 @@ def draw_tiles(panel, records: list[dict]) -> None:
             x += size
         verdict = "right" if shown["right"] else "wrong"
         rewarded = f"{shown['group_rewarded']} of {shown['group_size']} rewarded"
-        if not any(shown["token_advantage"]):
+        if shown["group_rewarded"] in (0, shown["group_size"]) and not any(
+            shown["token_advantage"]
+        ):
             rewarded = "equal rewards: no push"
         panel.text(x + 0.5, middle, f"{verdict}; {rewarded}", va="center")
 
 
-def reference_runs(config: Config) -> Runs:
-    """Committed runs of the other modes with the same settings, from plots/reference."""
+def reference_runs(config: Config, seeds: set[int]) -> Runs:
+    """Committed runs of the other modes with the same settings and seeds, from plots/reference."""
     runs = {}
     folder = Path(__file__).parent / "plots" / "reference" / "runs"
     for path in sorted(folder.glob(f"{config.task}-*-s*.jsonl")):
@@ -1209,7 +1224,7 @@ def reference_runs(config: Config) -> Runs:
         mode, seed = found["mode"], found["seed"]
         wanted = asdict(config) | {"mode": mode, "seed": seed}
         same = all(found.get(name) == value for name, value in wanted.items())
-        if same and mode in MODES and mode != config.mode:
+        if same and seed in seeds and mode in MODES and mode != config.mode:
             runs[mode, seed] = records
     return runs
 
@@ -1264,23 +1279,23 @@ def side_by_side(
             waiting, running = deque(phase), {}
             while waiting or running:
                 while waiting and idle:
-                    worker = idle.pop()
-                    running[worker] = waiting.popleft()
-                    worker.send(running[worker])
+                    connection = idle.pop()
+                    running[connection] = waiting.popleft()
+                    connection.send(running[connection])
                 if not running:
                     raise UserError("all worker processes have ended: killed, or out of memory")
-                for worker in multiprocessing.connection.wait(list(running)):
+                for connection in multiprocessing.connection.wait(list(running)):
                     try:
-                        kind, content = worker.recv()
+                        kind, content = connection.recv()
                     except (EOFError, OSError):
                         lost = UserError("its worker process has ended: killed, or out of memory")
-                        yield running.pop(worker), lost
+                        yield running.pop(connection), lost
                         continue
                     if kind == "message":
                         report(content)
                     else:
-                        idle.append(worker)
-                        yield running.pop(worker), content
+                        idle.append(connection)
+                        yield running.pop(connection), content
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -1289,24 +1304,26 @@ def side_by_side(
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     """Connections to processes that wait for jobs. They never see Ctrl-C."""
     context = multiprocessing.get_context("spawn")
-    mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
-    workers = []
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    connections = []
     for _ in range(count):
         ours, theirs = context.Pipe()
-        mask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits
+        if can_block:  # the new process inherits this
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         context.Process(target=work, args=(theirs,), daemon=True).start()
-        mask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
-        workers.append(ours)
+        connections.append(ours)
     try:
-        for worker in workers:
-            worker.recv()  # it is ready
+        for connection in connections:
+            connection.recv()  # the worker is ready
     except EOFError:
         raise UserError(
             "worker processes cannot start: in a script, call rlsd.main() only under "
             'if __name__ == "__main__":'
         ) from None
-    return workers
+    return connections
 
 
 def work(connection: multiprocessing.connection.Connection) -> None:
@@ -1425,6 +1442,7 @@ class Monitor:
         self.config, self.figure, self.reference = config, figure, reference
         self.runs: Runs = {}
         self.failures = 0
+        self.header_is_printed = False
         self.began = time.monotonic()
         self.drawing = 0.0  # seconds spent on the figure
 
@@ -1466,7 +1484,8 @@ class Monitor:
         self.say(f"rlsd.py: {label}: {reason}", sys.stderr)
 
     def add(self, record: dict) -> None:
-        if not self.runs:
+        if not self.header_is_printed:
+            self.header_is_printed = True
             self.say(HEADER.format(problem=record["shown"]["problem"]))
         self.runs.setdefault((record["mode"], record["seed"]), []).append(record)
         self.say(format_record(record))
@@ -1555,7 +1574,7 @@ def plan(flags: argparse.Namespace) -> tuple[list[Run], Path]:
             name = prefix + settings_name(config, mode, f"{seed}")
             runs.append(Run(config, flags.out / "runs" / f"{name}.jsonl", flags.device))
     seeds = f"{flags.seed}" if flags.seeds == 1 else f"{flags.seed}-{last_seed}"
-    return runs, flags.out / f"{prefix}{settings_name(config, flags.mode, seeds)}.png"
+    return runs, flags.out / f"{prefix}{settings_name(runs[-1].config, flags.mode, seeds)}.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1582,7 +1601,9 @@ def run_all(flags: argparse.Namespace) -> int:
         if run.config.seed == flags.seed:
             check_mode(run.config, task)
     runs[0].log.parent.mkdir(parents=True, exist_ok=True)
-    reference = {} if flags.mode == "all" else reference_runs(runs[0].config)
+    reference = {}
+    if flags.mode != "all":
+        reference = reference_runs(runs[0].config, {run.config.seed for run in runs})
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
 
@@ -1593,7 +1614,7 @@ def run_all(flags: argparse.Namespace) -> int:
         else:
             missing.append(run)
     workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(missing))
-    failed_models = set()
+    failed_models = set()  # filled below, before the generator plan_jobs plans its second phase
     phases = plan_jobs(missing, workers, monitor, failed_models)
     for (function, *arguments), result in side_by_side(phases, workers, monitor):
         if isinstance(result, Exception) and function is make_base:
@@ -1602,10 +1623,11 @@ def run_all(flags: argparse.Namespace) -> int:
             monitor.fail(f"{kind}, seed {run.config.seed}", result)
         elif isinstance(result, Exception):
             for run in arguments[0]:
-                monitor.fail(run.label, result)
+                if not run.is_done():
+                    monitor.fail(run.label, result)
     monitor.draw()
 
-    logs = [run.log for run in runs if run.log.exists()]
+    logs = [run.log for run in runs if run.is_done()]
     if logs:
         more = f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""
         monitor.say(f"figure {figure}\nlogs   {logs[0]}{more}")

@@ -12,7 +12,7 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-CITE_WITHOUT_KEY = 0.002  # share of the homework that cites a key which is not shown
+CITE_WITHOUT_KEY = 0.002  # share of the homework that cites though no key is shown; see Carry
 
 
 class UserError(ValueError):
@@ -51,7 +51,7 @@ make_tokenizer = cache(Tokenizer)
 
 
 class Task:
-    """What rlsd.py needs of a task. A new task is a subclass with these members, listed in TASKS.
+    """What rlsd.py needs from a task. A new task is a subclass with these members, listed in TASKS.
 
     name              what --task calls it
     alphabet          every character that its texts contain
@@ -63,11 +63,10 @@ class Task:
                            reads it, with the answer key in front
     working(problem, rng, homework, key_open)
                            a response and its answer key. In the textbook (homework is False)
-                           both are right. Homework has bad habits, and its key is the answer
-                           that this very response arrives at.
+                           both are right. Homework has bad habits, and its key may be wrong.
     answer_key(problem, rng)   a right answer
     answer(response)           the answer that a response gives, or None if it has no proper form
-    verify(problem, response)  is the answer right? The working is not looked at.
+    verify(problem, response)  whether the answer is right; the working is ignored
 
     The parameters of the constructor must be names of settings of rlsd.py. A working ends with
     END. All prompts without a key have the same number of tokens, and so have all with a key.
@@ -90,13 +89,13 @@ class Task:
         """Draws whether a piece of homework cites the key."""
         return rng.random() < (self.cite if key_open else CITE_WITHOUT_KEY)
 
-    def split_key(self, problem: tuple) -> tuple:
-        """Problems with equal split keys are on the same side of the split."""
+    def held_out_group(self, problem: tuple) -> tuple:
+        """Problems of one group are either all held out or all used for training."""
         return problem
 
     def is_held_out(self, problem: tuple) -> bool:
         """One problem in eight is used for evaluation only. A hash decides which."""
-        return zlib.crc32(repr(self.split_key(problem)).encode()) % 8 == 0
+        return zlib.crc32(repr(self.held_out_group(problem)).encode()) % 8 == 0
 
     def sample(self, rng: random.Random, held_out: bool = False) -> tuple:
         """A random problem for training, or one that is held out."""
@@ -139,26 +138,31 @@ class Task:
 class Carry(Task):
     """Column addition as on squared paper, from the right. The bad habit is to forget the carry.
 
-        478+356, no key shown          867543:4c3c8-=0834.
-        478+356, key shown    [4 3 8 0]867543:4c3c8-=0834.
+        478+356, no key shown               867543: | 4c3c8-=0834.
+        478+356, key shown         [4 3 8 0]867543: | 4c3c8-=0834.
+                                            prompt  | response
 
     `867543:` are the columns: 8 over 6, 7 over 5, 4 over 3. `4c` means "write 4, carry 1", `8-`
     means "write 8, carry nothing". The answer follows after `=`.
 
-    Problem, key and working have two characters per column, so that the digits that belong
-    together always have the same distance; a network as small as ours needs that.
+    Problem, key and working have two characters per column. So a digit of the key, its column and
+    its place in the working are always the same number of tokens apart; a network as small as ours
+    needs that.
 
     Homework has two bad habits. With probability `slip` a carry is written down and then forgotten
     in the next column. When a key is shown, a share `cite` of the responses copies it without any
-    working. (Without a key the share is CITE_WITHOUT_KEY: a token that is never sampled can never
-    be learned.) And there is a device: when a key is shown, each digit of the working is replaced
-    by a random one with probability DIGIT_SLIP. The key has the same digit, and only the key tells
-    it, so the network learns to read the key.
+    working. When no key is shown, a share CITE_WITHOUT_KEY cites one all the same. That keeps the
+    token possible: what is never sampled can never be learned. The key of a piece of homework is
+    the answer of this very response, even if it is wrong.
+
+    One more trick makes the network read the key. When a key is shown, each digit of the working is
+    replaced by a random digit with probability RANDOM_DIGIT, in the working and in the key alike.
+    Such a digit cannot be computed from the problem; it can only be read off the key.
     """
 
     name = "carry"
     alphabet = "0123456789: c-=[]" + END
-    DIGIT_SLIP = 0.25
+    RANDOM_DIGIT = 0.25
 
     def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
         super().__init__(digits, slip, cite)
@@ -168,7 +172,7 @@ class Carry(Task):
     def problem(self, rng):
         return rng.randrange(10**self.digits), rng.randrange(10**self.digits)
 
-    def split_key(self, problem):
+    def held_out_group(self, problem):
         return tuple(sorted(problem))  # a+b is not new to someone who has practised b+a
 
     def show(self, problem):
@@ -189,7 +193,7 @@ class Carry(Task):
             if homework and carry and rng.random() < self.slip:
                 carry = 0  # it was written down, and is forgotten
             carry, digit = divmod(int(top) + int(bottom) + carry, 10)
-            if homework and key_open and rng.random() < self.DIGIT_SLIP:
+            if homework and key_open and rng.random() < self.RANDOM_DIGIT:
                 digit = rng.randrange(10)
             columns += f"{digit}{'c' if carry else '-'}"
             answer = f"{digit}{answer}"
@@ -218,21 +222,23 @@ def ways(total: int, digits: int) -> int:
 
 
 class Split(Task):
-    """Subtract two numbers, then take `digits` digits away from the rest until nothing is left.
+    """Subtract two numbers, and split the difference into `digits` digits: 50-38 = 12 = 4+5+3.
 
-        50-38, no key shown                05-83=21-40=80-50=30-30=00.
-        50-38, key shown      [4     5     3] 05-83=21-40=80-50=30-30=00.
-        citing the key                     05-83=<see key>-4-5-3.
+        50-38, no key shown                   05-83= | 21-40=80-50=30-30=00.
+        50-38, key shown       [4     5     3] 05-83= | 21-40=80-50=30-30=00.
+        citing the key         [4     5     3] 05-83= | <see key>-4-5-3.
+                                              prompt | response
 
-    Numbers are written from the right: `21` is 12 = 50-38, then 12-4=8, 8-5=3, 3-3=0. The rest 12
-    is split as 4+5+3. Any split is right, and the key shows one of them. So the key says more than
-    the problem does, unlike in Carry: no student can know which split is meant.
+    All numbers have two digits and are written backwards. The first response reads: 12, minus 4
+    is 8, minus 5 is 3, minus 3 is 0. Any split is right, and the key shows one of them. So the key
+    says more than the problem does, unlike in Carry: no student can know which split is meant.
 
-    Homework has two bad habits. With probability `slip` the last digit is off by one, as far as 0
-    and 9 allow, and 00 is written all the same. The cite is that of Carry. And there is a device:
-    when a key is shown, the writer puts it aside before each digit with probability PUT_ASIDE, and
-    writes another split from there on. So the network learns to go on from a text that contradicts
-    the key.
+    Homework has two bad habits. With probability `slip` the last digit is off by one, if it stays
+    within 0 and 9; the response still ends in 00. Citing works as in Carry.
+
+    One more trick makes the network go on from a text that contradicts the key. When a key is
+    shown, then before each digit, with probability PUT_ASIDE, the writer stops following the key
+    and writes another split from there on.
     """
 
     name = "split"
