@@ -232,8 +232,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token less likely than the
     student does (Delta_t < 0), good responses praise it less than bad ones blame it, and it goes
     down. If the teacher finds it likelier, it goes up. So beside the push from the reward there is
-    a second push, towards the teacher that is shown the key. It vanishes only if lam is 0, if all
-    rewards of the group are equal, or if Delta_t is 0.
+    a second push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is
+    0, if all rewards of the group are equal, or if Delta_t is 0.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
