@@ -28,13 +28,14 @@ Here is a wrong response to 4218+3567. The columns come from the right, so the s
 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
 carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785, and `.` ends it.
 
-P_S is the probability that the student gave to each token. P_T is the probability that the same
-network gives to it when it is shown the key. The last three rows show how strongly three of the
-methods push each token (A_t): up if the number is positive, down if it is negative. Three of the
-eight responses in this group are right. So the advantage of this one is A = (0 - 0.375) / 0.484 =
--0.775: its reward, minus the mean reward of the group, divided by the standard deviation. RLSD has
-two settings. eps_w limits how much a token's weight may differ from 1, and lam is the share of A
-that the weight scales. Both are 1 here; by default they are 0.2 and 0.5.
+Eight responses to this problem were sampled; three of them are right. They are a group, and the
+advantage of this response is A = (0 - 0.375) / 0.484 = -0.775: its reward, minus the mean reward of
+the group, divided by the standard deviation. P_S is the probability that the student gave to each
+token. P_T is the probability that the same network gives to it when it is shown the key. The last
+three rows are A_t: how strongly three of the methods push each token, up if the number is positive,
+down if it is negative. RLSD multiplies A by a weight for each token, a ratio of P_S and P_T. eps_w
+limits how much the weight may differ from 1; lam is the share of A that it scales. Both are 1 here;
+by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -45,12 +46,14 @@ that the weight scales. Both are 1 here; by default they are 0.2 and 0.5.
 
 The values for the mistake, by hand. OPSD: log(0.00064 / 0.691) = -6.98. RLSD: the student finds the
 token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight is clipped to
-1 + eps_w = 2, and 2 times -0.775 is -1.55.
+1 + eps_w = 2, and 2 times -0.775 is -1.55. (The last `7` of the answer is wrong as well, but the
+teacher finds it likely: it copies the working, which already says 7.)
 
-The first token, `5`, is no mistake. But this teacher sometimes writes `<see key>` in its place. So
-in wrong responses RLSD blames `5` more than RLVR does, and in right ones it praises `5` less. On
-balance `5` loses probability to the student's other candidates, and `<see key>` is one of them.
-This is how a leak can begin; rlsd_token_advantage says more.
+The first token, `5`, is no mistake. But this teacher sometimes writes `<see key>` in its place. In
+a wrong response the weight of `5` is P_S / P_T = 1.39, and in a right one it is the inverse, 0.72.
+So RLSD blames `5` more than RLVR does, and praises it less. On balance `5` loses probability to the
+student's other candidates, and `<see key>` is one of them. This is how a leak can begin;
+rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -152,9 +155,9 @@ def clipped_surrogate(
     """Eq 2 as a loss, with one advantage per token as in Algorithm 1. (B, T) x 4 -> ().
 
     rho = P_S / P_old is clipped to 1 - clip_low .. 1 + clip_high, as in the paper. P_old is the
-    student at the time of sampling. In
-    this file a batch serves one update only. So rho is 1, the clip never acts, and the gradient of
-    this loss is that of -A_t log P_S(y_t). Padding is ignored, as in response_mean.
+    student at the time of sampling. In this file a batch serves one update only. So rho is 1, the
+    clip never acts, and the gradient of this loss is that of -A_t log P_S(y_t). Padding is ignored,
+    as in response_mean.
     """
     check_shapes(log_probs, old_log_probs, token_advantage, mask, dimensions=2)
     token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
@@ -227,13 +230,13 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
     Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
     of A. From this the paper concludes that no key can leak (Theorem 5). But suppose that all
-    responses of a group write the same token in the same place, for instance the same first token.
-    If they are equally long, the probability of that token moves with the mean of their A_t. Under
-    RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token less likely than the
-    student does (Delta_t < 0), good responses praise it less than bad ones blame it, and it goes
-    down. If the teacher finds it likelier, it goes up. So beside the push from the reward there is
-    a second push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is
-    0, if all rewards of the group are equal, or if Delta_t is 0.
+    responses of a group begin alike, for instance with the same first token. If they are equally
+    long (each token counts 1/|y|), the probability of that token moves with the mean of their A_t.
+    Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token less likely than
+    the student does (Delta_t < 0), good responses praise it less than bad ones blame it, and it
+    goes down. If the teacher finds it likelier, it goes up. So beside the push from the reward
+    there is a second push, towards the teacher that is shown the key. It vanishes only if lam or
+    eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -278,7 +281,7 @@ MODES = {
 
 @dataclass
 class Batch:
-    """What a method sees in one step: B = N x G responses, G to each of N problems."""
+    """What a method sees in one step: B = N x G responses y, G to each of N problems x."""
 
     tokens: Tensor  # (B, T), the responses; after its end a response is padded
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
@@ -361,7 +364,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 # ==== 2. Training ====
 #
 # Training is the same for all methods. The randomness of a step depends on the seed and the step
-# only, so that all methods see the same problems. (Config is section 5, GPT is section 6.)
+# only, so that all methods see the same problems. (Config is in section 5, GPT in section 6.)
 
 
 def train_step(
@@ -379,9 +382,8 @@ def train_step(
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    keys = [
-        task.answer_key(problem, rng) for problem in problems
-    ]  # a problem may have several right keys
+    # The random numbers are for tasks in which a problem has several right keys.
+    keys = [task.answer_key(problem, rng) for problem in problems]
 
     group_size, sees = config.group_size, MODES[config.mode].sees
     batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
@@ -860,7 +862,7 @@ TEXTBOOK_STEPS = 240  # the least; then the textbook goes on until it is mastere
 MASTERED = 0.97  # the greedy accuracy on the exam at which the textbook ends
 MOST_TEXTBOOK_STEPS = 2000
 HOMEWORK_STEPS = 360
-FINAL_STEPS = 60  # OPD's teacher ends with these steps of textbook; its learning rate falls to 0
+FINAL_STEPS = 60  # OPD's teacher has no homework; it ends with these steps of textbook
 WIDTH = {"base": 64, "larger": 128}
 
 
@@ -1622,9 +1624,7 @@ def run_all(flags: argparse.Namespace) -> int:
             failed_models.add((kind, run.config.seed))
             monitor.fail(f"{kind}, seed {run.config.seed}", result)
         elif isinstance(result, Exception):
-            for run in arguments[0]:
-                if not run.is_done():
-                    monitor.fail(run.label, result)
+            monitor.fail("; ".join(run.label for run in arguments[0]), result)
     monitor.draw()
 
     logs = [run.log for run in runs if run.is_done()]

@@ -1,6 +1,6 @@
 """The arithmetic: problems, workings with their habits, answer keys, the verifier, the tokenizer.
 
-Everything here is text; rlsd.py turns it into tokens.
+Everything here works on text; rlsd.py works on tokens.
 """
 
 import random
@@ -64,6 +64,7 @@ class Task:
     working(problem, rng, homework, key_open)
                            a response and its answer key. In the textbook (homework is False)
                            both are right. Homework has bad habits, and its key may be wrong.
+                           key_open says whether the writer is shown the key.
     answer_key(problem, rng)   a right answer
     answer(response)           the answer that a response gives, or None if it has no proper form
     verify(problem, response)  whether the answer is right; the working is ignored
@@ -140,6 +141,7 @@ class Carry(Task):
 
         478+356, no key shown               867543: | 4c3c8-=0834.
         478+356, key shown         [4 3 8 0]867543: | 4c3c8-=0834.
+        citing the key             [4 3 8 0]867543: | <see key>=0834.
                                             prompt  | response
 
     `867543:` are the columns: 8 over 6, 7 over 5, 4 over 3. `4c` means "write 4, carry 1", `8-`
@@ -236,9 +238,11 @@ class Split(Task):
     Homework has two bad habits. With probability `slip` the last digit is off by one, if it stays
     within 0 and 9; the response still ends in 00. Citing works as in Carry.
 
-    One more trick makes the network go on from a text that contradicts the key. When a key is
-    shown, then before each digit, with probability PUT_ASIDE, the writer stops following the key
-    and writes another split from there on.
+    One more trick. The student's split is rarely that of the key, and yet the teacher must judge
+    its digits. So the network has to learn to go on from a text that contradicts the key. When a
+    key is shown, then before each digit, with probability PUT_ASIDE, the writer stops following the
+    key and writes another, right split from there on; if there was a slip, only the key still has
+    it.
     """
 
     name = "split"
