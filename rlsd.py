@@ -33,8 +33,9 @@ advantage of this response is A = (0 - 0.375) / 0.484 = -0.775: its reward, minu
 the group, divided by the standard deviation. P_S is the probability that the student gave to each
 token. P_T is the probability that the same network gives to it when it is shown the key. The last
 three rows are A_t: how strongly three of the methods push each token, up if the number is positive,
-down if it is negative. RLSD multiplies A by a weight for each token, a ratio of P_S and P_T. eps_w
-limits how much the weight may differ from 1; lam is the share of A that it scales. Both are 1 here;
+down if it is negative. RLSD multiplies A by a weight for each token, which is P_S / P_T in a wrong
+response (A < 0) and P_T / P_S in a right one (A > 0). eps_w limits how much the weight may differ
+from 1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are 1 here;
 by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
@@ -49,10 +50,11 @@ token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight i
 1 + eps_w = 2, and 2 times -0.775 is -1.55. (The last `7` of the answer is wrong as well, but the
 teacher finds it likely: it copies the working, which already says 7.)
 
-The first token, `5`, is no mistake. But this teacher sometimes writes `<see key>` in its place. In
-a wrong response the weight of `5` is P_S / P_T = 1.39, and in a right one it is the inverse, 0.72.
-So RLSD blames `5` more than RLVR does, and praises it less. On balance `5` loses probability to the
-student's other candidates, and `<see key>` is one of them. This is how a leak can begin;
+The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR its praise
+and its blame cancel, because the mean of A over a group is 0. But this teacher sometimes writes
+`<see key>` in its place, so in a wrong response the weight of `5` is P_S / P_T = 1.39, and in a
+right one it is 0.72. Under RLSD `5` is blamed more than it is praised, and it loses probability to
+the student's other candidates. `<see key>` is one of them. This is how a leak can begin;
 rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
@@ -229,14 +231,15 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
     Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
-    of A. From this the paper concludes that no key can leak (Theorem 5). But suppose that all
-    responses of a group begin alike, for instance with the same first token. If they are equally
-    long (each token counts 1/|y|), the probability of that token moves with the mean of their A_t.
-    Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token less likely than
-    the student does (Delta_t < 0), good responses praise it less than bad ones blame it, and it
-    goes down. If the teacher finds it likelier, it goes up. So beside the push from the reward
-    there is a second push, towards the teacher that is shown the key. It vanishes only if lam or
-    eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
+    of A. From this the paper concludes that no key can leak (Theorem 5).
+
+    But suppose that all responses of a group begin alike, for instance with the same first token.
+    If they are equally long (each token counts 1/|y|), the probability of that token moves with the
+    mean of their A_t. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
+    token less likely than the student does (Delta_t < 0), good responses praise it less than bad
+    ones blame it, and it goes down. If the teacher finds it likelier, it goes up. So beside the
+    push from the reward there is a second push, towards the teacher that is shown the key. It
+    vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -289,7 +292,7 @@ class Batch:
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
     student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step gives it a gradient
 
-    # (B, T, V), log P_T(. | x, key, y_<t), for each entry of `sees` in MODES; else None
+    # (B, T, V), log P_T(. | what it sees, y_<t), for each entry of `sees` in MODES; else None
     no_key_log_probs: Tensor | None
     right_key_log_probs: Tensor | None
     wrong_key_log_probs: Tensor | None
@@ -382,7 +385,7 @@ def train_step(
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    # The random numbers are for tasks in which a problem has several right keys.
+    # Here rng matters only if a problem has several right keys.
     keys = [task.answer_key(problem, rng) for problem in problems]
 
     group_size, sees = config.group_size, MODES[config.mode].sees
@@ -524,7 +527,7 @@ def train(
     elif whose == "student":
         teacher = copy.deepcopy(base)
     else:
-        teacher = student  # there is none; evaluate compares the student with itself
+        teacher = student  # none in training; evaluate shows this very student the key
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
     # Both lists are emptied at each evaluation. In a dead group all rewards are equal, so A is 0.
@@ -909,6 +912,8 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
+    # Each working brings its own key, which is its own answer, right or wrong. So the network
+    # learns to follow the key that it is shown (key_open).
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]

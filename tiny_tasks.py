@@ -241,8 +241,8 @@ class Split(Task):
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
     key is shown, then before each digit, with probability PUT_ASIDE, the writer stops following the
-    key and writes another, right split from there on; if there was a slip, only the key still has
-    it.
+    key and writes another split from there on. The key does not change; so after a slip the key is
+    wrong and the working is right.
     """
 
     name = "split"
