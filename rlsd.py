@@ -1001,7 +1001,7 @@ def cached_model(
         return model
     pretrain(task, model, kind, config.seed, progress)
     try:
-        write_whole(path, lambda part: torch.save(model.state_dict(), part))
+        save_tensors(path, model.state_dict())
     except OSError as error:
         print(f"rlsd.py: cannot keep the base: {error}", file=sys.stderr)
     return model
@@ -1044,6 +1044,14 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, state: dict) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a path, torch.save would write its name into the file
+            torch.save(state, file)
+
+    write_whole(path, write)
 
 
 def settings_name(config: Config, mode: str, seeds: str) -> str:
@@ -1422,7 +1430,7 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
             report(("record", record))
             yield
     saved = {"config": asdict(config), "student": student.state_dict()}
-    write_whole(run.log.with_suffix(".pt"), lambda path: torch.save(saved, path))
+    save_tensors(run.log.with_suffix(".pt"), saved)
     os.replace(part, run.log)
 
 
@@ -1668,4 +1676,7 @@ def needed_models(run: Run) -> list[str]:
 
 
 if __name__ == "__main__":
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # a notebook exports its own, which may not be installed here
     sys.exit(main())
