@@ -1119,18 +1119,19 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
 
     modes = [mode for mode in MODES if any(mode == other for other, _ in runs)]
     tiles = 0.45 * len(modes) + 0.4  # the height of the tiles in inches
-    height = tiles + 4.8
+    height = tiles + 4.9
     with style.context("default"):
         figure = Figure(figsize=(13, height), dpi=100)
         FigureCanvasAgg(figure)
         figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
         if reference:
             note = "grey: reference runs of the other methods, with the same settings and seeds"
-            figure.text(0.03, 1 - 0.5 / height, note, color="#808080", va="center")
+            figure.text(0.03, 1 - 0.48 / height, note, color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
             panel = figure.add_axes(box, title=title)
-            panel.set(xlabel=QUANTITIES[across], ylabel=QUANTITIES[up], ylim=SHARE)
+            start = "" if across == "step" else "; the open dot is the base"
+            panel.set(xlabel=QUANTITIES[across] + start, ylabel=QUANTITIES[up], ylim=SHARE)
             panel.set_xlim((0, max(1, steps)) if across == "step" else SHARE)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
@@ -1202,9 +1203,13 @@ def draw_tiles(panel, records: list[dict]) -> None:
     width = 60.0  # of the panel, in tiles
     panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
-    problem = records[0]["shown"]["problem"]
-    legend = f"One response to {problem}, and A_t of each token: blue is pushed up, red is pushed"
-    panel.text(0, -0.5, f"{legend} down, white neither (full colour at 2 and -2).", va="center")
+    problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
+    legend = (
+        f"One response to {problem} (seed {seed}). A blue token is being made likelier (A_t > 0),"
+    )
+    panel.text(
+        0, -0.5, f"{legend} a red one less likely; full colour is A_t = 2 or -2.", va="center"
+    )
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, 8.0
         name = f"{MODES[record['mode']].name}, step {record['step']}"
