@@ -95,6 +95,7 @@ import itertools
 import json
 import math
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import random
 import shutil
 import sys
@@ -1325,7 +1326,10 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     """Connections to processes that wait for jobs. They never see Ctrl-C."""
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    connections = []
+    if can_block:
+        multiprocessing.resource_tracker.ensure_running()  # its start would unblock the signal
+    stops, connections = [], []
+    handler = signal.signal(signal.SIGINT, lambda *_: stops.append("Ctrl-C"))  # it has to wait
     for _ in range(count):
         ours, theirs = context.Pipe()
         if can_block:  # the new process inherits this
@@ -1335,6 +1339,9 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         connections.append(ours)
+    signal.signal(signal.SIGINT, handler)
+    if stops:
+        signal.raise_signal(signal.SIGINT)
     try:
         for connection in connections:
             connection.recv()  # the worker is ready
