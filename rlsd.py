@@ -101,6 +101,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -396,6 +397,7 @@ def train_step(
     batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)
     batch.lam = lam_at(step, config.lam, config.lam_decay)
     loss, token_advantage = method(config.mode, batch)
+    check_shapes(token_advantage, batch.mask, dimensions=2)
     check_finite(step, "A_t", token_advantage.masked_fill(batch.mask == 0, 0.0))
     check_finite(step, "the loss", loss)
 
@@ -991,7 +993,7 @@ def cached_model(
     task = config.make_task()
     torch.manual_seed(config.seed)
     model = GPT(task.tokenizer.vocabulary_size, WIDTH[kind]).to(device)
-    path = CACHE / f"{task.name}-{kind}-s{config.seed}-{fingerprint(config, kind, device)}.pt"
+    path = model_path(config, kind, device)
     if path.exists():
         try:
             model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -1006,6 +1008,10 @@ def cached_model(
     except OSError as error:
         print(f"rlsd.py: cannot keep the base: {error}", file=sys.stderr)
     return model
+
+
+def model_path(config: Config, kind: str, device: str) -> Path:
+    return CACHE / f"{config.task}-{kind}-s{config.seed}-{fingerprint(config, kind, device)}.pt"
 
 
 def fingerprint(config: Config, kind: str, device: str) -> str:
@@ -1126,7 +1132,7 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
         FigureCanvasAgg(figure)
         figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
         if reference:
-            note = "grey: reference runs of the other methods, with the same settings and seeds"
+            note = "grey: reference runs with the same settings and seeds"
             figure.text(0.03, 1 - 0.48 / height, note, color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
@@ -1236,16 +1242,15 @@ def draw_tiles(panel, records: list[dict]) -> None:
         panel.text(x + 0.5, middle, f"{verdict}; {rewarded}", va="center")
 
 
-def reference_runs(config: Config, seeds: set[int]) -> Runs:
-    """Committed runs of the other modes with the same settings and seeds, from plots/reference."""
+def reference_runs(config: Config, seeds: set[int], folder: Path, own_mode: bool) -> Runs:
+    """Runs with the same settings and seeds from folder/runs: of the other modes, or of its own."""
     runs = {}
-    folder = Path(__file__).parent / "plots" / "reference" / "runs"
-    for path in sorted(folder.glob(f"{config.task}-*-s*.jsonl")):
+    for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
         mode, seed = found["mode"], found["seed"]
         wanted = asdict(config) | {"mode": mode, "seed": seed}
         same = all(found.get(name) == value for name, value in wanted.items())
-        if same and seed in seeds and mode in MODES and mode != config.mode:
+        if same and seed in seeds and mode in MODES and (mode == config.mode) == own_mode:
             runs[mode, seed] = records
     return runs
 
@@ -1254,7 +1259,7 @@ def write_live_page(figure: Path) -> Path:
     """A page for the browser, which shows the figure and loads it anew every second."""
     page = figure.with_suffix(".html")
     text = f"""<!doctype html><meta charset="utf-8"><title>{figure.name}</title>
-<img id="figure" style="max-width: 100%" alt="{figure.name}"><script>
+<img id="figure" style="max-width: 100%" alt="{figure.name}: wait for the first evaluation"><script>
 function reload() {{
   const next = new Image();
   next.onload = () => {{ document.getElementById("figure").src = next.src; }};
@@ -1283,14 +1288,11 @@ def side_by_side(
     """Runs jobs in worker processes; yields (job, its result) as each of them ends.
 
     A job is (function, *arguments). The function is called with one more argument, with which it
-    sends messages to `report` while it works. A UserError or OSError that it raises is its result.
+    sends messages to `report` while it works. What it raises becomes its result, as a UserError.
     A phase begins when the one before it has ended. With one worker everything happens in this
     process; so it does in a notebook, and in a thread, where no worker can be started.
     """
-    # A worker begins by importing the script again, so there must be one.
-    has_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "").is_file()
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if workers < 2 or not has_file or not is_main_thread:
+    if workers < 2 or not can_start_workers():
         for job in itertools.chain.from_iterable(phases):
             yield job, attempt(job, report)
         return
@@ -1320,6 +1322,13 @@ def side_by_side(
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
+
+
+def can_start_workers() -> bool:
+    """A worker begins by importing the script again. So there must be one, and no other thread."""
+    main_file = getattr(sys.modules["__main__"], "__file__", None)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    return main_file is not None and Path(main_file).is_file() and is_main_thread
 
 
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
@@ -1367,12 +1376,26 @@ def work(connection: multiprocessing.connection.Connection) -> None:
 
 
 def attempt(job: tuple, report: Callable) -> object:
-    """The result of a job, or its UserError or OSError."""
+    """The result of a job, or a UserError that explains why it has none."""
     function, *arguments = job
     try:
         return function(*arguments, report)
-    except (UserError, OSError) as error:
-        return error
+    except Exception as error:
+        return UserError(explain(error))
+
+
+def explain(error: Exception) -> str:
+    """An error in one line. If it is a mistake in the code, the line tells where."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).parent == Path(__file__).parent:
+            place = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {text}{place}"
 
 
 # ---- Runs and their logs
@@ -1416,8 +1439,8 @@ def train_together(runs: list[Run], report: Callable) -> None:
                 next(training)
             except StopIteration:
                 going.remove((run, training))
-            except (UserError, OSError) as error:
-                report(("failed", run.label, error))
+            except Exception as error:
+                report(("failed", run.label, explain(error)))
                 going.remove((run, training))
 
 
@@ -1528,8 +1551,7 @@ class Monitor:
             heading = self.figure.stem
             draw_figure(self.figure, self.runs, heading, self.config.steps, self.reference)
         except Exception as error:
-            reason = " ".join(str(error).split())
-            self.say(f"rlsd.py: cannot draw {self.figure}: {reason}", sys.stderr)
+            self.say(f"rlsd.py: cannot draw {self.figure}: {explain(error)}", sys.stderr)
         self.drawing += time.monotonic() - began
 
 
@@ -1537,18 +1559,33 @@ class Monitor:
 
 
 def check_mode(config: Config, task: Task) -> None:
-    """Tries a mode on an untrained network. UserError if its row or its branch does not work."""
-    mode = MODES[config.mode]
+    """Trains a mode for one step from random weights. UserError if that does not work."""
+    mode, name = MODES[config.mode], f"mode {config.mode}"
     if mode.teacher not in (None, "larger", "student"):
-        raise UserError(f"mode {config.mode}: unknown teacher {mode.teacher!r}")
+        raise UserError(f'{name}: teacher is {mode.teacher!r}, not None, "larger" or "student"')
     for which in mode.sees:
         if which not in ("no key", "right key", "wrong key"):
-            raise UserError(f"mode {config.mode}: its teacher cannot see {which!r}")
+            raise UserError(f'{name}: sees {which!r}, not "no key", "right key" or "wrong key"')
+    if (mode.teacher is None) != (mode.sees == ()):
+        raise UserError(f"{name}: a teacher must see something, and what sees must be a teacher")
+    if len(mode.name) > 9 or config.mode == "all":
+        raise UserError(f"{name}: at most 9 letters of its name fit the figure; `all` is taken")
     untrained = GPT(task.tokenizer.vocabulary_size, width=8)
+    optimizer = torch.optim.SGD(untrained.parameters())
     try:
-        show_response(config, task, untrained, untrained, 1, method_loss)
+        train_step(replace(config, problems=2), task, untrained, untrained, optimizer, 1)
     except Exception as error:
-        raise UserError(f"mode {config.mode} cannot be trained: {error}") from error
+        raise UserError(f"{name} cannot be trained: {explain(error)}") from error
+
+
+def check_task(config: Config) -> Task:
+    """The task, if it has none of the mistakes that a new task is likely to have."""
+    try:
+        task = config.make_task()
+        task.check()
+    except Exception as error:
+        raise UserError(f"task {config.task}: {explain(error)}") from error
+    return task
 
 
 def read_flags(arguments: list[str] | None) -> argparse.Namespace:
@@ -1614,7 +1651,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_all(flags)
     except (UserError, OSError) as error:
-        print(f"rlsd.py: {error}", file=sys.stderr)
+        print(f"rlsd.py: {explain(error)}", file=sys.stderr)
         return 2
     finally:
         torch.set_num_threads(threads)
@@ -1622,15 +1659,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_all(flags: argparse.Namespace) -> int:
     runs, figure = plan(flags)
-    task = runs[0].config.make_task()
-    task.check()
+    task = check_task(runs[0].config)
     for run in runs:
         if run.config.seed == flags.seed:
             check_mode(run.config, task)
     runs[0].log.parent.mkdir(parents=True, exist_ok=True)
     reference = {}
     if flags.mode != "all":
-        reference = reference_runs(runs[0].config, {run.config.seed for run in runs})
+        seeds = {run.config.seed for run in runs}
+        committed = Path(__file__).parent / "plots" / "reference"
+        reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
+        if flags.name:  # an edited page is compared with the unedited one
+            reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
 
@@ -1640,7 +1680,11 @@ def run_all(flags: argparse.Namespace) -> int:
             monitor.runs[run.config.mode, run.config.seed] = read_log(run.log)[1]
         else:
             missing.append(run)
-    workers = 1 if flags.device == "cuda" else min(cores(), MAX_WORKERS, len(missing))
+    if len(missing) < len(runs):
+        monitor.say(f"{len(runs) - len(missing)} of {len(runs)} runs were done before and are kept")
+    workers = min(cores(), MAX_WORKERS, len(missing))
+    if flags.device == "cuda" or not can_start_workers():
+        workers = 1
     failed_models = set()  # filled below, before the generator plan_jobs plans its second phase
     phases = plan_jobs(missing, workers, monitor, failed_models)
     for (function, *arguments), result in side_by_side(phases, workers, monitor):
@@ -1667,6 +1711,9 @@ def plan_jobs(
     for run in runs:
         for kind in needed_models(run):
             bases[f"{kind}, seed {run.config.seed}"] = (make_base, run, kind)
+    new = [label for label, (_, run, kind) in bases.items() if not is_cached(run, kind)]
+    if new:
+        monitor.say(f"pretraining, about 20 seconds each, then kept in .cache: {'; '.join(new)}")
     monitor.begin(list(bases))
     yield list(bases.values())
 
@@ -1681,6 +1728,10 @@ def plan_jobs(
     for of_seed in seeds.values():
         jobs += [(train_together, of_seed[n::workers]) for n in range(min(workers, len(of_seed)))]
     yield jobs
+
+
+def is_cached(run: Run, kind: str) -> bool:
+    return model_path(run.config, kind, run.device).exists()
 
 
 def needed_models(run: Run) -> list[str]:

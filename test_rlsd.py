@@ -673,13 +673,13 @@ def test_training_problems_are_never_held_out_and_each_is_shown_in_its_own_way(t
 @mark.parametrize(
     "member, value, complaint",
     [
-        ("verify", lambda *_: 1, "verify returned 1, which is no bool"),
-        ("working", lambda *_, **__: ("=00000.", "0"), "verify rejects its own working '=00000.'"),
+        ("verify", lambda *_: 1, "verify.* is 1, but must be True or False"),
+        ("working", lambda *_, **__: ("=00000.", "0"), "verify.* rejects .*'=00000.'"),
         ("response_length", 5, "is longer than response_length"),
         (
             "prompt",
             lambda problem, key=None: f"{sum(problem)}:",
-            "all prompts must have one length",
+            "all prompts without a key must have one length",
         ),
         ("alphabet", "012345678: c-=[].", "'9' in .* is not in the task's alphabet"),
     ],
@@ -875,14 +875,14 @@ def test_a_sweep_keeps_whole_logs_of_this_very_page_and_repeats_the_others(run, 
 
 
 def test_a_run_that_fails_says_so_and_the_others_go_on(run, small_exam, monkeypatch, capsys):
-    train_step = rlsd.train_step
+    measure = rlsd.evaluate
 
-    def step(config, *rest):
+    def evaluate(config, *rest):
         if config.mode == "opsd":
             raise UserError("it fails")
-        return train_step(config, *rest)
+        return measure(config, *rest)
 
-    monkeypatch.setattr("rlsd.train_step", step)
+    monkeypatch.setattr("rlsd.evaluate", evaluate)
     assert run(f"--mode all {FLAGS}") == 2 and len(results(".", "jsonl")) == 4
     assert capsys.readouterr().err == "rlsd.py: opsd, seed 0: it fails\n"
 

@@ -115,24 +115,34 @@ class Task:
 
     def check(self) -> None:
         """UserError for the mistakes that a new task is likely to have."""
+        if not self.name.isidentifier():
+            raise UserError(f"its name is {self.name!r}, but must consist of letters, digits and _")
         rng = random.Random(0)
         lengths = set()
-        for _ in range(20):
+        kinds = [(homework, key_open) for homework in (False, True) for key_open in (False, True)]
+        for homework, key_open in 10 * kinds:
             problem = self.sample(rng)
-            working, key = self.working(problem, rng, homework=False, key_open=False)
-            verdict = self.verify(problem, working)
-            if type(verdict) is not bool:
-                raise UserError(f"task {self.name}: verify returned {verdict!r}, which is no bool")
-            if not verdict:
-                raise UserError(f"task {self.name}: verify rejects its own working {working!r}")
+            shown = self.show(problem)
+            working, key = self.working(problem, rng, homework, key_open)
+            if not homework:
+                verdict = self.verify(problem, working)
+                if type(verdict) is not bool:
+                    raise UserError(f"verify({shown}) is {verdict!r}, but must be True or False")
+                if not verdict or self.answer(working) != key:
+                    raise UserError(
+                        f"verify or answer rejects the textbook's {working!r} of {shown}"
+                    )
             if len(self.tokenizer.encode(working)) > self.response_length:
-                raise UserError(f"task {self.name}: {working!r} is longer than response_length")
-            prompts = self.prompt(problem), self.prompt(problem, key)
+                raise UserError(f"{working!r} is longer than response_length")
+            for text in ("", END, working[:-1]):  # a network may write anything
+                self.verify(problem, text)
+            keys = None, key, self.answer_key(problem, rng)
+            prompts = [self.prompt(problem, one) for one in keys]
             lengths.add(tuple(len(self.tokenizer.encode(prompt)) for prompt in prompts))
-        if len(lengths) > 1:
+        if len(lengths) > 1 or len(set(min(lengths)[1:])) > 1:
             raise UserError(
-                f"task {self.name}: all prompts must have one length, and all prompts with a key "
-                f"must have one length, but they have {sorted(lengths)}"
+                "all prompts without a key must have one length, and so must all with a key, but "
+                f"(without a key, with one, with another) they have {sorted(lengths)}"
             )
 
 
