@@ -29,14 +29,16 @@ first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, becau
 carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785, and `.` ends it.
 
 Eight responses to this problem were sampled; three of them are right. They are a group, and the
-advantage of this response is A = (0 - 0.375) / 0.484 = -0.775: its reward, minus the mean reward of
-the group, divided by the standard deviation. P_S is the probability that the student gave to each
-token. P_T is the probability that the same network gives to it when it is shown the key. The last
-three rows are A_t: how strongly three of the methods push each token, up if the number is positive,
-down if it is negative. RLSD multiplies A by a weight for each token, which is P_S / P_T in a wrong
-response (A < 0) and P_T / P_S in a right one (A > 0). eps_w limits how much the weight may differ
-from 1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are 1 here;
-by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
+advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
+of the group, divided by the standard deviation. P_S is the probability that the student gave to
+each token. P_T is the probability that the same network gives to it when it is shown the key.
+
+The last three rows are A_t: how strongly three of the methods push each token, up if the number is
+positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
+the reward is. Under RLSD it is A times a weight, which is P_S / P_T in a wrong response (A < 0) and
+P_T / P_S in a right one (A > 0). eps_w limits how much the weight may differ from 1. lam is the
+share of A that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w
+is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -47,15 +49,15 @@ by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
 The values for the mistake, by hand. OPSD: log(0.00064 / 0.691) = -6.98. RLSD: the student finds the
 token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight is clipped to
-1 + eps_w = 2, and 2 times -0.775 is -1.55. (The last `7` of the answer is wrong as well, but the
+1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The last `7` of the answer is wrong as well, but the
 teacher finds it likely: it copies the working, which already says 7.)
 
 The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR its praise
-and its blame cancel, because the mean of A over a group is 0. But this teacher sometimes writes
-`<see key>` in its place, so in a wrong response the weight of `5` is P_S / P_T = 1.39, and in a
-right one it is 0.72. Under RLSD `5` is blamed more than it is praised, and it loses probability to
-the student's other candidates. `<see key>` is one of them. This is how a leak can begin;
-rlsd_token_advantage says more.
+and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
+But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
+is P_S / P_T = 1.39, and in a right one it is 0.72. Under RLSD `5` is blamed more than it is
+praised, and it loses probability to the student's other candidates. `<see key>` is one of them.
+This is how a leak can begin; rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -242,8 +244,11 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     ones blame it, and it goes down. If the teacher finds it likelier, it goes up. So beside the
     push from the reward there is a second push, towards the teacher that is shown the key. It
     vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
+
+    A cite, once it is sampled, is itself likelier under this teacher. So it is praised more if its
+    response is right, and blamed less if it is wrong; with lam = eps_w = 1, hardly at all.
     """
-    weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)
+    weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
 
 
@@ -315,9 +320,9 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of one method, (), and its A_t, (B, T).
 
     Eq 17 gives all methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
-    over a response's tokens and divided by |y|. For RLVR, RLSD and CEPO this is exact. For OPD and
-    OPSD it holds for the reverse KL, in expectation over y_t: their loss uses the probabilities of
-    the whole vocabulary, and A_t is returned for the figure only.
+    over a response's tokens and divided by |y|. For RLVR, RLSD and CEPO this is exact. OPD and OPSD
+    do not compute their loss from A_t, but from the probabilities of the whole vocabulary. For the
+    reverse KL its gradient has this form on average over y_t; A_t is returned for the figure.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -444,14 +449,14 @@ def collect(
         mask=rollout.mask,
         reward=torch.tensor(rewards, device=student.device),
         old_log_probs=token_log_probs(rollout.log_probs, rollout.tokens),
-        student_log_probs=rollout.log_probs,
+        student_log_probs=rollout.log_probs,  # train_step puts its own here, which has a gradient
         no_key_log_probs=teacher_log_probs["no key"],
         right_key_log_probs=teacher_log_probs["right key"],
         wrong_key_log_probs=teacher_log_probs["wrong key"],
         group_size=group_size,
         divergence=config.divergence,
         eps_w=config.eps_w,
-        lam=config.lam,
+        lam=config.lam,  # and here that of the step
         problems=problems,
         keys=right_keys,
         wrong_keys=wrong_keys,
@@ -657,7 +662,7 @@ def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str
     problems, keys = task.exam()
     exact = replace(config, false_negatives=0.0, false_positives=0.0, key_noise=0.0)
     key_shown = "right key"
-    if "no key" in MODES[config.mode].sees:
+    if "no key" in MODES[config.mode].sees:  # OPD
         key_shown = "no key"
     rng = random.Random("exam")
     batch = collect(exact, task, student, teacher, problems, keys, 1, (key_shown,), rng)
@@ -915,8 +920,8 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
-    # Each working brings its own key, which is its own answer, right or wrong. So the network
-    # learns to follow the key that it is shown (key_open).
+    # Each working comes with a key that fits it, in Carry its own answer, even if that is wrong. So
+    # the network learns to follow the key that it is shown (key_open), not to check it.
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]

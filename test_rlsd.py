@@ -306,6 +306,11 @@ def test_a_mode_reads_exactly_the_views_that_its_row_lists(mode):
             gradient(mode, **hidden)
 
 
+def test_an_unknown_mode_is_refused():
+    with raises(UserError, match="no branch for mode 'grpo'"):
+        gradient("grpo")
+
+
 @mark.parametrize("mode", ["opd", "opsd"])
 def test_the_token_advantage_of_distillation_is_the_gradient_of_its_loss(mode):
     """Eq 17: sum over y of P_S(y) A_t(y) grad log P_S(y) is minus the gradient of the loss."""
@@ -525,7 +530,7 @@ def sample(model, problems, group_size=1, seed=None, keys=None):
 
 
 def test_log_probs_with_a_cache_are_those_of_a_full_pass_so_no_token_sees_a_later_one():
-    rollout = sample(RANDOM, PROBLEMS, 4, seed=0)
+    rollout = sample(RANDOM, PROBLEMS, 4, 0)
     prompts = rlsd.encode_prompts(TASK, PROBLEMS, RANDOM.device)
     found = rlsd.response_log_probs(RANDOM, prompts, rollout.tokens)
     assert_close(found, slow_log_probs(RANDOM, PROBLEMS, rollout.tokens))

@@ -251,8 +251,8 @@ class Split(Task):
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
     key is shown, then before each digit, with probability PUT_ASIDE, the writer stops following the
-    key and writes another split from there on. The key does not change; so after a slip the key is
-    wrong and the working is right.
+    key and writes another split from there on, which is right. The key does not change, even if it
+    holds a slip.
     """
 
     name = "split"

@@ -5,8 +5,8 @@
 A verifier that errs, and a key that does; eps_w 1, lam 1, held but for "RLSD, falling", whose lam
 is 0 after 50 steps.
 
-The README's proposition says why: a token that is equally likely with both keys, such as "I copy
-the key", has Delta_t = 0 under CEPO, and no push in the mean over a group; under RLSD it has one.
+The proposition in plots/README.md says why. A token that is equally likely with both keys, such as
+"I copy the key", has Delta_t = 0 under CEPO, and no push in the mean over a group; under RLSD it has one.
 
 Its limit is a habit that depends on which key is shown, and is likelier with a right key than with
 a wrong one: Choosy.

@@ -2,11 +2,11 @@
 
     python -m plots.drift [--quick]        runs/drift.jsonl and drift.png under --out
 
-In the mean over a group, RLVR does not push a token that all share; Eq 15 does, by
-lam sqrt(p (1 - p)) (w+ - w-) (the README's proposition). Measured: the dose (the verifier's noise,
-eps_w, lam of 1 held or falling to 0 in 50 steps) against accuracy and leakage; and controls at
-noise 0.4, eps_w 1: RLVR + a falling OPSD term, a weight without the sign, and one balanced so that
-no position gets a push in the mean. plots.push measures the push itself.
+In the mean over a group, RLVR does not push a token that all share; Eq 15 does, by lam sqrt(p (1 -
+p)) (w+ - w-) (the proposition in plots/README.md). Measured: the dose (the verifier's noise, eps_w,
+lam of 1 held or falling to 0 in 50 steps) against accuracy and leakage; and controls at noise 0.4,
+eps_w 1: RLVR + a falling OPSD term, a weight without the sign, and one balanced so that no position
+gets a push in the mean. plots.push measures the push itself.
 """
 
 import argparse

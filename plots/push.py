@@ -2,8 +2,8 @@
 
     python -m plots.push [--quick]        runs/push.jsonl and push.png under --out
 
-Eq 15 leaves a push in the mean even then (the README's proposition). The measured rise of log P_S
-of many (problem, prefix, token) stands beside what the formula's coefficient predicts.
+Eq 15 leaves a push in the mean even then (the proposition in plots/README.md). The measured rise of
+log P_S of many (problem, prefix, token) stands beside what the formula's coefficient predicts.
 """
 
 import copy

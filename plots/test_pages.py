@@ -7,6 +7,7 @@ import math
 import random
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -481,3 +482,143 @@ def test_credit_prints_a_problem_of_yours_from_the_weights_of_a_run(toy, capsys)
 def test_noise_is_read_from_old_and_new_logs():
     assert study.noise_of({"verifier_noise": 0.4}) == 0.4
     assert study.noise_of(vars(rlsd.Config(**study.error_rates(0.3)))) == 0.3
+
+
+# ==== README.md ====
+
+README = (ROOT / "README.md").read_text("utf-8")
+SWEEPS = {
+    (config.false_negatives, config.eps_w): compare.curves(runs)
+    for config, runs in compare.groups([ROOT / "plots" / "reference"])
+}
+EXACT, NOISY = SWEEPS[0.0, 0.2], SWEEPS[0.4, 1.0]
+EXACT_HELD, NOISY_FALLING = SWEEPS[0.0, 1.0], SWEEPS[0.4, 0.2]  # of RLSD only
+
+
+def end(sweep: dict, mode: str):
+    return sweep[mode]["accuracy"][:, -1]
+
+
+def leakage(sweep: dict, mode: str):
+    return compare.highest(sweep[mode]["leakage"])
+
+
+@pytest.mark.parametrize(
+    "sweep, condition",
+    [
+        (EXACT, ""),
+        (NOISY, ", noisy and held"),
+        (EXACT_HELD, ", exact and held"),
+        (NOISY_FALLING, ", noisy and falling"),
+    ],
+)
+def test_the_readmes_table_is_that_of_the_sweeps(sweep, condition):
+    for row in compare.table(sweep)[2:]:
+        name = row.split("|")[1].strip()
+        assert row.replace(f"| {name} |", f"| {name}{condition} |") in README
+
+
+def test_the_sweeps_have_ten_seeds_each():
+    for sweep in SWEEPS.values():
+        assert all(list(curve["seed"]) == list(range(10)) for curve in sweep.values())
+
+
+def test_the_readmes_findings_have_the_numbers_of_the_sweeps():
+    level = abs(compare.leads(EXACT, "rlsd", "rlvr"))
+    lead = compare.leads(NOISY, "cepo", "rlvr")
+    leaks = leakage(NOISY, "rlsd")
+    others = [leakage(sweep, "rlsd").max() for sweep in (EXACT, EXACT_HELD, NOISY_FALLING)]
+    for said in (
+        f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
+        f"and on no seed by more than {level.max():.3f}",
+        f"reaches {leaks.mean():.2f} ({leaks.min():.2f} to {leaks.max():.2f})",
+        f"ends at {end(NOISY, 'rlsd').mean():.2f}, where RLVR ends at "
+        f"{end(NOISY, 'rlvr').mean():.2f}",
+        f"does leak, on {(leaks > 0.5).sum()} seeds of 10",
+        f"RLSD's leakage is {max(others):.3f} at most",
+        f"CEPO's leakage is {leakage(NOISY, 'cepo').max():.3f} at most",
+        f"CEPO ends at {end(NOISY, 'cepo').mean():.2f}.",
+        f"ahead of RLVR by {lead.mean():.3f}, on {(lead > 0).sum()} seeds of 10.",
+    ):
+        assert said in README, said
+
+
+def test_with_an_exact_verifier_four_methods_learn_without_a_leak():
+    for mode in ("rlvr", "opd", "rlsd", "cepo"):
+        assert end(EXACT, mode).min() >= 0.85
+        assert leakage(EXACT, mode).max() <= 0.02
+
+
+def test_with_an_exact_verifier_opsd_rises_then_leaks_and_falls_on_every_seed():
+    accuracy = EXACT["opsd"]["accuracy"]
+    assert (accuracy.max(1) - accuracy[:, 0] >= 0.2).all()
+    assert (accuracy.max(1) - accuracy[:, -1] >= 0.2).all()
+    assert (leakage(EXACT, "opsd") > 0.2).all()
+
+
+def test_the_readmes_sample_is_what_the_run_prints():
+    _, records = rlsd.read_log(ROOT / "plots/reference/runs/carry-rlsd-s0.jsonl")
+    header = rlsd.HEADER.format(problem=records[0]["shown"]["problem"])
+    printed = [*header.splitlines(), *map(rlsd.format_record, records)]
+    sample = README.split("    live page: ")[1].split("\n    figure ")[0].splitlines()[1:]
+    assert len(sample) == 7
+    assert all(line.strip() in ["...", *printed] for line in sample)
+
+
+def test_each_equation_of_the_readme_links_to_the_line_of_its_function():
+    lines = (ROOT / "rlsd.py").read_text("utf-8").splitlines()
+    links = re.findall(r"\[`(\w+)`\]\(rlsd\.py#L(\d+)\)", README)
+    assert len(links) >= 7
+    for name, line in links:
+        assert lines[int(line) - 1].startswith(f"def {name}("), name
+        assert "Eq " in getattr(rlsd, name).__doc__
+
+
+def test_the_links_and_pictures_of_the_readme_exist():
+    for link in re.findall(r"\]\(([^)#]+)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def blocks() -> list[str]:
+    """The task, the row and the branch that the README adds."""
+    return re.findall(r"```(?:python|text)\n(.*?)```", README, re.DOTALL)
+
+
+def edited_copy(folder: Path, edits: dict[str, str]) -> None:
+    """The page in a folder, with texts replaced, and with a base that is made quickly."""
+    edits = edits | {
+        "TEXTBOOK_STEPS = 240": "TEXTBOOK_STEPS = 1",
+        "HOMEWORK_STEPS = 360": "HOMEWORK_STEPS = 1",
+        "MASTERED = 0.97": "MASTERED = 0.0",
+    }
+    for name in ("rlsd.py", "tiny_tasks.py"):
+        text = (ROOT / name).read_text("utf-8")
+        for old, new in edits.items():
+            text = text.replace(old, new)
+        (folder / name).write_text(text, "utf-8")
+
+
+def runs_in(folder: Path, words: str) -> set[str]:
+    """The modes whose logs a command leaves."""
+    toy = "--digits 2 --steps 1 --problems 2 --out out"
+    command = [sys.executable, "rlsd.py", *words.split(), *toy.split()]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    return {path.name.split("-")[1] for path in (folder / "out/runs").glob("*.jsonl")}
+
+
+def test_the_readmes_task_trains(tmp_path):
+    listed = "TASKS = {task.name: task for task in (Carry, Split)}"
+    task, _, _ = blocks()
+    edited_copy(tmp_path, {listed: f"{task}\n\n{listed.replace('Split)', 'Split, Plain)')}"})
+    assert runs_in(tmp_path, "--task plain --mode rlsd") == {"rlsd"}
+
+
+@pytest.mark.parametrize("mode, logs", [("mine", 1), ("all", 6)])
+def test_the_readmes_method_trains_alone_and_among_all(mode, logs, tmp_path):
+    _, row, branch = blocks()
+    last = '    raise UserError(f"method_loss has no branch'
+    edits = {"MODES = {\n": f"MODES = {{\n{row}", last: f"{branch}\n{last}"}
+    edited_copy(tmp_path, edits)
+    found = runs_in(tmp_path, f"--mode {mode}")
+    assert "mine" in found
+    assert len(found) == logs
