@@ -10,17 +10,17 @@ instead of working the answer out. This network is the student. It now has to wo
 and is trained further by one of five methods, one per --mode. A verifier says which answers are
 right; OPD and OPSD do not use it.
 
-    rlvr   Reinforcement learning with verifiable rewards, as GRPO does it. Every token of a
-           response is pushed up if the response did better than the others to the same problem,
-           and down if it did worse.
+    rlvr   Reinforcement learning with verifiable rewards, as GRPO does it (without a KL term).
+           Every token of a response is pushed up if the response did better than the others to
+           the same problem, and down if it did worse.
     opd    On-policy distillation. On its own responses, token by token, the student is pushed
            towards the probabilities of a larger teacher.
     opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student,
            which is shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
            up or down; the teacher of OPSD decides how far each one moves.
-    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is asked twice: once
-           it is shown the right key, and once a wrong one.
+    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is compared with
+           itself: shown the right key, and shown a wrong one.
 
 If the student writes `<see key>` although no key is shown, the key has *leaked*.
 
@@ -28,10 +28,10 @@ Here is a wrong response to 4218+3567. The columns come from the right, so the s
 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
 carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785, and `.` ends it.
 
-Eight responses to this problem were sampled; three of them are right. They are a group, and the
+The eight responses to this problem that were sampled are a group; three of them are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is the probability that the same network gives to it when it is shown the key.
+each token. P_T is what the teacher gives to it: the same network, but shown the key.
 
 The last three rows are A_t: how strongly three of the methods push each token, up if the number is
 positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
@@ -49,8 +49,9 @@ is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
 The values for the mistake, by hand. OPSD: log(0.00064 / 0.691) = -6.98. RLSD: the student finds the
 token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight is clipped to
-1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The last `7` of the answer is wrong as well, but the
-teacher finds it likely: it copies the working, which already says 7.)
+1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The tens digit of the answer, its third `7`, is wrong
+as well. But the network has learned to copy the answer from the working, and the working already
+says 7. So the teacher finds it likely.)
 
 The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR its praise
 and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
@@ -107,6 +108,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -191,7 +193,8 @@ def divergence(
     if kind == "jsd":
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta),
-            student_log_probs.clamp(min=-1e30) + math.log(1 - beta),  # two -inf would give NaN
+            student_log_probs.clamp(min=-1e30)
+            + math.log(1 - beta),  # at two -inf the gradient is NaN
         )
         from_teacher = kl_divergence(teacher_log_probs, log_mixture)
         from_student = kl_divergence(student_log_probs, log_mixture)
@@ -220,7 +223,8 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
     """Eq 14: w_t = exp(sign(A) Delta_t), positive and finite. (B, T), (B,) -> (B, T).
 
     In a response that did better than its group (A > 0) the weight is P_T / P_S; in one that did
-    worse (A < 0) it is P_S / P_T. (For CEPO, P_S is the teacher that is shown a wrong key.)
+    worse (A < 0) it is P_S / P_T. (For CEPO, the teacher that is shown a wrong key takes the place
+    of P_S in this ratio.)
     """
     if gain.dim() != 2 or advantage.shape != gain.shape[:1]:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
@@ -235,7 +239,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
     Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
-    of A. From this the paper concludes that no key can leak (Theorem 5).
+    of A. The paper argues that the direction therefore comes from the reward alone, so that no key
+    can leak (Theorem 5).
 
     But suppose that all responses of a group begin alike, for instance with the same first token.
     If they are equally long (each token counts 1/|y|), the probability of that token moves with the
@@ -245,8 +250,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     push from the reward there is a second push, towards the teacher that is shown the key. It
     vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
 
-    A cite, once it is sampled, is itself likelier under this teacher. So it is praised more if its
-    response is right, and blamed less if it is wrong; with lam = eps_w = 1, hardly at all.
+    There is a second way. `<see key>`, once the student has sampled it, is likelier under this
+    teacher. So it is praised more if its response is right. If its response is wrong, it is blamed
+    less, and with lam = eps_w = 1 hardly at all.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -309,7 +315,7 @@ class Batch:
     eps_w: float
     lam: float  # at this step
 
-    # The losses do not use these; they are for the tests and for the experiments in plots/.
+    # The losses do not use these. They are for section 4, the tests and the experiments in plots/.
     problems: list[tuple]  # (N,)
     keys: list[str]  # (N,), shown as the right key
     wrong_keys: list[str]  # (N,)
@@ -319,10 +325,11 @@ class Batch:
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of one method, (), and its A_t, (B, T).
 
-    Eq 17 gives all methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
-    over a response's tokens and divided by |y|. For RLVR, RLSD and CEPO this is exact. OPD and OPSD
-    do not compute their loss from A_t, but from the probabilities of the whole vocabulary. For the
-    reverse KL its gradient has this form on average over y_t; A_t is returned for the figure.
+    Eq 17 gives the methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
+    over a response's tokens and divided by |y|. RLVR, RLSD and CEPO compute their loss in this way.
+    OPD and OPSD compute theirs from the probabilities of the whole vocabulary. With the reverse KL,
+    the gradient of that loss is the expectation of the form above, over y_t. Their A_t is returned
+    for the figure only.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -335,7 +342,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         return loss, token_advantage
 
     if mode == "opd":
-        # The teacher is a larger network that sees no key either. The reward is not used.
+        # The teacher is a larger network that sees no key either. No reward is used.
         teacher_log_probs = token_log_probs(batch.no_key_log_probs, tokens)
         token_advantage = information_gain(teacher_log_probs, log_probs)
         distance = divergence(batch.student_log_probs, batch.no_key_log_probs, batch.divergence)
@@ -343,7 +350,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         return loss, token_advantage
 
     if mode == "opsd":
-        # The teacher is the student itself, but it is shown the key. The reward is not used.
+        # The teacher is a recent copy of the student, which is shown the key. No reward is used.
         teacher_log_probs = token_log_probs(batch.right_key_log_probs, tokens)
         token_advantage = information_gain(teacher_log_probs, log_probs)
         distance = divergence(batch.student_log_probs, batch.right_key_log_probs, batch.divergence)
@@ -392,12 +399,13 @@ def train_step(
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    # Here rng matters only if a problem has several right keys.
+    # If a problem has several right keys, rng draws one.
     keys = [task.answer_key(problem, rng) for problem in problems]
 
     group_size, sees = config.group_size, MODES[config.mode].sees
     batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
-    # collect works without a gradient; this pass of the student has one.
+    # collect works without a gradient; this pass of the student has one. The prompts are N, the
+    # responses B = N x G: each prompt is read once for its whole group.
     prompts = encode_prompts(task, problems, student.device)
     batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)
     batch.lam = lam_at(step, config.lam, config.lam_decay)
@@ -449,14 +457,14 @@ def collect(
         mask=rollout.mask,
         reward=torch.tensor(rewards, device=student.device),
         old_log_probs=token_log_probs(rollout.log_probs, rollout.tokens),
-        student_log_probs=rollout.log_probs,  # train_step puts its own here, which has a gradient
+        student_log_probs=rollout.log_probs,  # train_step replaces this by one with a gradient
         no_key_log_probs=teacher_log_probs["no key"],
         right_key_log_probs=teacher_log_probs["right key"],
         wrong_key_log_probs=teacher_log_probs["wrong key"],
         group_size=group_size,
         divergence=config.divergence,
         eps_w=config.eps_w,
-        lam=config.lam,  # and here that of the step
+        lam=config.lam,  # train_step replaces this by lam_at(step, ...)
         problems=problems,
         keys=right_keys,
         wrong_keys=wrong_keys,
@@ -535,7 +543,7 @@ def train(
     elif whose == "student":
         teacher = copy.deepcopy(base)
     else:
-        teacher = student  # none in training; evaluate shows this very student the key
+        teacher = student  # RLVR asks no teacher; only evaluate does, to measure kl
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
     # Both lists are emptied at each evaluation. In a dead group all rewards are equal, so A is 0.
@@ -661,8 +669,9 @@ def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str
     """
     problems, keys = task.exam()
     exact = replace(config, false_negatives=0.0, false_positives=0.0, key_noise=0.0)
+    # kl is measured against the teacher: OPD's sees no key, the others see the right key.
     key_shown = "right key"
-    if "no key" in MODES[config.mode].sees:  # OPD
+    if "no key" in MODES[config.mode].sees:
         key_shown = "no key"
     rng = random.Random("exam")
     batch = collect(exact, task, student, teacher, problems, keys, 1, (key_shown,), rng)
@@ -920,8 +929,9 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
-    # Each working comes with a key that fits it, in Carry its own answer, even if that is wrong. So
-    # the network learns to follow the key that it is shown (key_open), not to check it.
+    # Each working comes with its own key, right or wrong (see Carry and Split). So the network
+    # learns to follow the key that it is shown, not to check it. key_open: the prompt shows the
+    # key.
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]
@@ -981,6 +991,7 @@ MAKES_A_BASE = (
     (TEXTBOOK_STEPS, MASTERED, MOST_TEXTBOOK_STEPS, HOMEWORK_STEPS, FINAL_STEPS, WIDTH),
     encode_prompts,
     sample_responses,
+    share,
     Block,
     rotate,
     GPT,
@@ -1023,13 +1034,16 @@ def fingerprint(config: Config, kind: str, device: str) -> str:
     """A hash of all that the weights of a base depend on."""
     task = config.make_task()
     modules = {inspect.getmodule(parent) for parent in type(task).__mro__ if parent is not object}
-    sources = [
-        inspect.getsource(module) for module in sorted(modules, key=lambda one: one.__name__)
-    ]
+    sources = [source_of(module) for module in sorted(modules, key=lambda one: one.__name__)]
     for part in MAKES_A_BASE:
-        sources.append(inspect.getsource(part) if callable(part) else repr(part))
+        sources.append(source_of(part) if callable(part) else repr(part))
     settings = [kind, config.seed, vars(task), *machine(device).values()]
     return hashlib.sha256(repr([settings, sources]).encode()).hexdigest()[:12]
+
+
+@cache
+def source_of(part: object) -> str:
+    return inspect.getsource(part)
 
 
 def machine(device: str) -> dict[str, str | int]:
@@ -1071,8 +1085,12 @@ def settings_name(config: Config, mode: str, seeds: str) -> str:
     changed = []
     for one in fields(config):
         value = getattr(config, one.name)
-        if one.name not in ("mode", "task", "seed") and value != one.default:
-            changed.append(f"-{one.name}={value if isinstance(value, str) else format(value, 'g')}")
+        if one.name in ("mode", "task", "seed") or value == one.default:
+            continue
+        text = value if isinstance(value, str) else f"{value:g}"
+        if not isinstance(value, str) and float(text) != value:
+            text = repr(value)  # a number with many digits
+        changed.append(f"-{one.name}={text}")
     tail = "".join(changed)
     name = f"{config.task}-{mode}-s{seeds}"
     if len(name + tail) > 120:
@@ -1217,11 +1235,9 @@ def draw_tiles(panel, records: list[dict]) -> None:
     panel.axis("off")
     problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
     legend = (
-        f"One response to {problem} (seed {seed}). A blue token is being made likelier (A_t > 0),"
+        f"One response to {problem} (seed {seed}). A blue token is pushed up (A_t > 0), a red one"
     )
-    panel.text(
-        0, -0.5, f"{legend} a red one less likely; full colour is A_t = 2 or -2.", va="center"
-    )
+    panel.text(0, -0.5, f"{legend} down; full colour is A_t = 2 or -2.", va="center")
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, 8.0
         name = f"{MODES[record['mode']].name}, step {record['step']}"
@@ -1344,16 +1360,18 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
         multiprocessing.resource_tracker.ensure_running()  # its start would unblock the signal
     stops, connections = [], []
     handler = signal.signal(signal.SIGINT, lambda *_: stops.append("Ctrl-C"))  # it has to wait
-    for _ in range(count):
-        ours, theirs = context.Pipe()
-        if can_block:  # the new process inherits this
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        context.Process(target=work, args=(theirs,), daemon=True).start()
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()
-        connections.append(ours)
-    signal.signal(signal.SIGINT, handler)
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            if can_block:  # the new process inherits this
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            context.Process(target=work, args=(theirs,), daemon=True).start()
+            if can_block:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            theirs.close()
+            connections.append(ours)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if stops:
         signal.raise_signal(signal.SIGINT)
     try:
@@ -1498,6 +1516,7 @@ class Monitor:
         self.runs: Runs = {}
         self.failures = 0
         self.header_is_printed = False
+        self.can_draw = True
         self.began = time.monotonic()
         self.drawing = 0.0  # seconds spent on the figure
 
@@ -1548,14 +1567,15 @@ class Monitor:
             self.draw()
 
     def draw(self) -> None:
-        """Draws the figure. If that fails, it warns and goes on."""
-        if not self.runs:
+        """Draws the figure. If that fails, it warns once and goes on."""
+        if not self.runs or not self.can_draw:
             return
         began = time.monotonic()
         try:
             heading = self.figure.stem
             draw_figure(self.figure, self.runs, heading, self.config.steps, self.reference)
         except Exception as error:
+            self.can_draw = False
             self.say(f"rlsd.py: cannot draw {self.figure}: {explain(error)}", sys.stderr)
         self.drawing += time.monotonic() - began
 
@@ -1704,7 +1724,9 @@ def run_all(flags: argparse.Namespace) -> int:
     logs = [run.log for run in runs if run.is_done()]
     if logs:
         more = f" and {len(logs) - 1} more beside it" if len(logs) > 1 else ""
-        monitor.say(f"figure {figure}\nlogs   {logs[0]}{more}")
+        if monitor.can_draw:
+            monitor.say(f"figure {figure}")
+        monitor.say(f"logs   {logs[0]}{more}")
     return 2 if monitor.failures else 0
 
 

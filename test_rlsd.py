@@ -227,7 +227,7 @@ def table_row(name):
 
 
 def table_advantage():
-    assert "Eight responses to this problem were sampled; three of them are right." in PAGE
+    assert "eight responses" in PAGE and "three of them are right" in PAGE
     return group_advantage(tensor([0.0] * 5 + [1.0] * 3), 8)[:1]
 
 
@@ -760,7 +760,7 @@ def test_a_base_is_made_anew_if_the_source_of_what_makes_it_changes(part, monkey
     before, source = fingerprint(), inspect.getsource
     others = [one for one in rlsd.MAKES_A_BASE if callable(one) or one is not part]
     monkeypatch.setattr("rlsd.MAKES_A_BASE", others)
-    monkeypatch.setattr("inspect.getsource", lambda one: source(one) + "#" * (one is part))
+    monkeypatch.setattr("rlsd.source_of", lambda one: source(one) + "#" * (one is part))
     assert fingerprint() != before
 
 
@@ -861,11 +861,12 @@ def planned(words):
 
 MANY = """--lr 1e-3 --lam 0.9 --eps-w 0.9 --digits 3 --slip 0.1 --cite 0.1 --key-noise 0.1
 --problems 9 --steps 9 --group-size 9"""
-ONE = "--mode opd|--mode all|--seed 1|--seeds 2|--task split|--name mine|--lr 1e-3|--lr 1e-4"
+ONE = """--mode opd|--mode all|--seed 1|--seeds 2|--task split|--name mine
+--lr 1e-3|--lr 1e-4|--lr 1.0000001e-4"""
 
 
 def test_commands_with_different_settings_never_share_a_figure_and_names_are_not_too_long():
-    commands = ["", *ONE.split("|"), f"{MANY} --lam-decay 0", f"{MANY} --lam-decay 1"]
+    commands = ["", *re.split("[|\n]", ONE), f"{MANY} --lam-decay 0", f"{MANY} --lam-decay 1"]
     names = {planned(words).stem for words in commands}
     assert len(names) == len(commands) and max(map(len, names)) <= 120
 
@@ -976,7 +977,7 @@ def test_the_figure_does_not_depend_on_matplotlibs_environment(folder, tmp_path,
 def test_a_figure_that_cannot_be_drawn_is_a_warning_of_one_line(run, small_exam, capsys):
     planned(f"{FLAGS} --steps 0").mkdir(parents=True)
     assert run(f"{FLAGS} --steps 0") == 0
-    assert re.fullmatch("(rlsd.py: cannot draw [^\n]*\n)+", capsys.readouterr().err)
+    assert re.fullmatch("rlsd.py: cannot draw [^\n]*\n", capsys.readouterr().err)
 
 
 SCRIPT = f"""import sys, rlsd

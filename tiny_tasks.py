@@ -167,9 +167,10 @@ class Carry(Task):
     token possible: what is never sampled can never be learned. The key of a piece of homework is
     the answer of this very response, even if it is wrong.
 
-    One more trick makes the network read the key. When a key is shown, each digit of the working is
-    replaced by a random digit with probability RANDOM_DIGIT, in the working and in the key alike.
-    Such a digit cannot be computed from the problem; it can only be read off the key.
+    One more trick makes the network read the key. In homework, when a key is shown, each digit of
+    the working is replaced by a random digit with probability RANDOM_DIGIT, in the working and in
+    the key alike. Such a digit cannot be computed from the problem; it can only be read off the
+    key.
     """
 
     name = "carry"
@@ -236,14 +237,17 @@ def ways(total: int, digits: int) -> int:
 class Split(Task):
     """Subtract two numbers, and split the difference into `digits` digits: 50-38 = 12 = 4+5+3.
 
+    All numbers have two digits and are written backwards: `05-83=` is 50-38=, and `21-40=80` is
+    12-4=8.
+
         50-38, no key shown                   05-83= | 21-40=80-50=30-30=00.
         50-38, key shown       [4     5     3] 05-83= | 21-40=80-50=30-30=00.
         citing the key         [4     5     3] 05-83= | <see key>-4-5-3.
                                               prompt | response
 
-    All numbers have two digits and are written backwards. The first response reads: 12, minus 4
-    is 8, minus 5 is 3, minus 3 is 0. Any split is right, and the key shows one of them. So the key
-    says more than the problem does, unlike in Carry: no student can know which split is meant.
+    The first response reads: 12, minus 4 is 8, minus 5 is 3, minus 3 is 0. Any split is right, and
+    the key shows one of them. So the key says more than the problem does, unlike in Carry: no
+    student can know which split is meant.
 
     Homework has two bad habits. With probability `slip` the last digit is off by one, if it stays
     within 0 and 9; the response still ends in 00. Citing works as in Carry.
@@ -251,8 +255,8 @@ class Split(Task):
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
     key is shown, then before each digit, with probability PUT_ASIDE, the writer stops following the
-    key and writes another split from there on, which is right. The key does not change, even if it
-    holds a slip.
+    key and writes another split from there on, which is right. The key was fixed before, so it may
+    hold a slip that the new split does not have.
     """
 
     name = "split"

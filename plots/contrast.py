@@ -6,7 +6,8 @@ A verifier that errs, and a key that does; eps_w 1, lam 1, held but for "RLSD, f
 is 0 after 50 steps.
 
 The proposition in plots/README.md says why. A token that is equally likely with both keys, such as
-"I copy the key", has Delta_t = 0 under CEPO, and no push in the mean over a group; under RLSD it has one.
+"I copy the key", has Delta_t = 0 under CEPO, and no push in the mean over a group; under RLSD it
+has one.
 
 Its limit is a habit that depends on which key is shown, and is likelier with a right key than with
 a wrong one: Choosy.
