@@ -11,8 +11,8 @@ and is trained further by one of five methods, one per --mode. A verifier says w
 right; OPD and OPSD do not use it.
 
     rlvr   Reinforcement learning with verifiable rewards, as GRPO does it (without a KL term).
-           Every token of a response is pushed up if the response did better than the others to
-           the same problem, and down if it did worse.
+           Every token of a response is pushed up if the response did better than the mean of all
+           responses to the problem, and down if it did worse.
     opd    On-policy distillation. On its own responses, token by token, the student is pushed
            towards the probabilities of a larger teacher.
     opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student,
@@ -22,7 +22,8 @@ right; OPD and OPSD do not use it.
     cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is compared with
            itself: shown the right key, and shown a wrong one.
 
-If the student writes `<see key>` although no key is shown, the key has *leaked*.
+If the student writes `<see key>` although no key is shown, we say that the key has *leaked*. It is
+the habit of citing that leaks: the student still cannot see the key, so it guesses.
 
 Here is a wrong response to 4218+3567. The columns come from the right, so the student adds 8 and 7
 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
@@ -31,14 +32,16 @@ carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785
 The eight responses to this problem that were sampled are a group; three of them are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is what the teacher gives to it: the same network, but shown the key.
+each token. P_T is what the teacher of OPSD and RLSD gives to it. This copy of the student is fresh:
+it is the same network, but shown the key.
 
 The last three rows are A_t: how strongly three of the methods push each token, up if the number is
 positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
-the reward is. Under RLSD it is A times a weight, which is P_S / P_T in a wrong response (A < 0) and
-P_T / P_S in a right one (A > 0). eps_w limits how much the weight may differ from 1. lam is the
-share of A that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w
-is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
+the reward is. (OPSD's loss compares whole distributions; this is its push on the token that was
+sampled, on average.) Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and
+P_T / P_S in a right one. eps_w limits how much the weight may differ from 1. lam is the share of A
+that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and
+lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -57,8 +60,9 @@ The first token, `5`, is no mistake, and all eight responses begin with it. Unde
 and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
 But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
 is P_S / P_T = 1.39, and in a right one it is 0.72. Under RLSD `5` is blamed more than it is
-praised, and it loses probability to the student's other candidates. `<see key>` is one of them.
-This is how a leak can begin; rlsd_token_advantage says more.
+praised, and it loses probability to the student's other candidates. `<see key>` is one of them,
+because in pretraining 0.2 % of the homework cited a key that was not shown. This is how a leak can
+begin; rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -191,10 +195,10 @@ def divergence(
     if kind == "forward_kl":
         return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
+        # Two -inf would give logaddexp a gradient of NaN, so the student is kept finite.
+        finite_log_probs = student_log_probs.clamp(min=-1e30)
         log_mixture = torch.logaddexp(
-            teacher_log_probs + math.log(beta),
-            student_log_probs.clamp(min=-1e30)
-            + math.log(1 - beta),  # at two -inf the gradient is NaN
+            teacher_log_probs + math.log(beta), finite_log_probs + math.log(1 - beta)
         )
         from_teacher = kl_divergence(teacher_log_probs, log_mixture)
         from_student = kl_divergence(student_log_probs, log_mixture)
@@ -250,9 +254,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     push from the reward there is a second push, towards the teacher that is shown the key. It
     vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
 
-    There is a second way. `<see key>`, once the student has sampled it, is likelier under this
-    teacher. So it is praised more if its response is right. If its response is wrong, it is blamed
-    less, and with lam = eps_w = 1 hardly at all.
+    A key can also leak without a shared beginning. `<see key>`, once the student has sampled it, is
+    likelier under this teacher, which sees a key. So it is praised more if its response is right.
+    If its response is wrong, it is blamed less, and with lam = eps_w = 1 hardly at all.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -303,7 +307,9 @@ class Batch:
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
     reward: Tensor  # (B,), 1 if the verifier accepted the response, else 0
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
-    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step gives it a gradient
+    student_log_probs: (
+        Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step computes it with a gradient
+    )
 
     # (B, T, V), log P_T(. | what it sees, y_<t), for each entry of `sees` in MODES; else None
     no_key_log_probs: Tensor | None
@@ -328,8 +334,8 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     Eq 17 gives the methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
     over a response's tokens and divided by |y|. RLVR, RLSD and CEPO compute their loss in this way.
     OPD and OPSD compute theirs from the probabilities of the whole vocabulary. With the reverse KL,
-    the gradient of that loss is the expectation of the form above, over y_t. Their A_t is returned
-    for the figure only.
+    its gradient at a token is the mean of that of -A_t log P_S(y_t) over y_t drawn from P_S, where
+    A_t is held constant. Their A_t is returned for the figure only.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -651,9 +657,9 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 # ==== 4. What is measured ====
 #
-# The student responds without a key to 512 problems that are held out from training, and is judged
-# by a verifier that makes no errors. The teacher is that of the last step; if it is a copy of the
-# student, the copy may be up to teacher_refresh steps old.
+# The student responds without a key to 512 draws from the problems that are held out from training,
+# and is judged by a verifier that makes no errors. The teacher is that of the last step; if it is a
+# copy of the student, the copy may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -728,7 +734,8 @@ def show_response(
 
 # ==== 5. Settings ====
 #
-# Each setting is a flag of the command line, and its text is the help for that flag.
+# Each setting is a flag of the command line, and its text is the help for that flag. ("Homework" is
+# what plants the bad habits in pretraining, section 7.)
 
 
 def setting(default, text: str, *allowed):
@@ -929,9 +936,8 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
-    # Each working comes with its own key, right or wrong (see Carry and Split). So the network
-    # learns to follow the key that it is shown, not to check it. key_open: the prompt shows the
-    # key.
+    # The key of a working is the working's own answer, which is wrong if the working is wrong
+    # (Split may then put it aside). So the network learns to follow a key, not to check it.
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]
@@ -1031,7 +1037,7 @@ def model_path(config: Config, kind: str, device: str) -> Path:
 
 
 def fingerprint(config: Config, kind: str, device: str) -> str:
-    """A hash of all that the weights of a base depend on."""
+    """A hash of what the weights of a base depend on."""
     task = config.make_task()
     modules = {inspect.getmodule(parent) for parent in type(task).__mro__ if parent is not object}
     sources = [source_of(module) for module in sorted(modules, key=lambda one: one.__name__)]

@@ -108,7 +108,7 @@ class Task:
         raise UserError(f"task {self.name}: none of 10,000 problems is {side}")
 
     def exam(self) -> tuple[list, list]:
-        """512 held-out problems and a key to each, the same for every seed and mode."""
+        """512 draws of held-out problems and a key to each, the same for every seed and mode."""
         rng = random.Random("exam")
         problems = [self.sample(rng, held_out=True) for _ in range(512)]
         return problems, [self.answer_key(problem, rng) for problem in problems]
@@ -237,8 +237,8 @@ def ways(total: int, digits: int) -> int:
 class Split(Task):
     """Subtract two numbers, and split the difference into `digits` digits: 50-38 = 12 = 4+5+3.
 
-    All numbers have two digits and are written backwards: `05-83=` is 50-38=, and `21-40=80` is
-    12-4=8.
+    In the problem and in the working, numbers have two digits and are written backwards: `05-83=`
+    is 50-38=, and `21-40=80` is 12-4=8. In the key, and after `<see key>`, a part is one digit.
 
         50-38, no key shown                   05-83= | 21-40=80-50=30-30=00.
         50-38, key shown       [4     5     3] 05-83= | 21-40=80-50=30-30=00.
@@ -254,9 +254,9 @@ class Split(Task):
 
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
-    key is shown, then before each digit, with probability PUT_ASIDE, the writer stops following the
-    key and writes another split from there on, which is right. The key was fixed before, so it may
-    hold a slip that the new split does not have.
+    key is shown, then before each digit, with probability PUT_ASIDE, the response leaves the key
+    and ends with a new split, which is right. The key that is shown stays that of the old split,
+    with its slip if it had one.
     """
 
     name = "split"
