@@ -54,7 +54,9 @@ def exam(task: rlsd.Task, model: rlsd.GPT, shows_key: bool) -> tuple[float, floa
     problems, keys = task.exam()
     prompts = rlsd.encode_prompts(task, problems, model.device, keys if shows_key else None)
     texts = rlsd.sample_responses(task, model, prompts, group_size=1, seed=0).texts
-    return rlsd.share(map(task.verify, problems, texts)), rlsd.share(map(task.leaks, texts))
+    return rlsd.share(list(map(task.verify, problems, texts))), rlsd.share(
+        list(map(task.leaks, texts))
+    )
 
 
 def measure(config: rlsd.Config, given: tuple[tuple, Path | None]) -> dict:
