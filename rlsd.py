@@ -1498,6 +1498,7 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
     os.replace(part, run.log)
 
 
+PRETRAINING = "pretraining, about 20 seconds each, then kept in .cache: "
 HEADER = """\
 accuracy: share of right answers, sampled at temperature 1; greedy: the same without sampling;
 leakage: share of responses that cite the key; kl: KL(student || teacher) in nats per token
@@ -1746,7 +1747,7 @@ def plan_jobs(
             bases[f"{kind}, seed {run.config.seed}"] = (make_base, run, kind)
     new = [label for label, (_, run, kind) in bases.items() if not is_cached(run, kind)]
     if new:
-        monitor.say(f"pretraining, about 20 seconds each, then kept in .cache: {'; '.join(new)}")
+        monitor.say(PRETRAINING + "; ".join(new))
     monitor.begin(list(bases))
     yield list(bases.values())
 

@@ -54,9 +54,9 @@ def exam(task: rlsd.Task, model: rlsd.GPT, shows_key: bool) -> tuple[float, floa
     problems, keys = task.exam()
     prompts = rlsd.encode_prompts(task, problems, model.device, keys if shows_key else None)
     texts = rlsd.sample_responses(task, model, prompts, group_size=1, seed=0).texts
-    return rlsd.share(list(map(task.verify, problems, texts))), rlsd.share(
-        list(map(task.leaks, texts))
-    )
+    right = [task.verify(problem, text) for problem, text in zip(problems, texts)]
+    citing = [task.leaks(text) for text in texts]
+    return rlsd.share(right), rlsd.share(citing)
 
 
 def measure(config: rlsd.Config, given: tuple[tuple, Path | None]) -> dict:

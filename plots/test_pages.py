@@ -577,9 +577,10 @@ def test_with_an_exact_verifier_opsd_rises_then_leaks_and_falls_on_every_seed():
 def test_the_readmes_sample_is_what_the_run_prints():
     _, records = rlsd.read_log(ROOT / "plots/reference/runs/carry-rlsd-s0.jsonl")
     header = rlsd.HEADER.format(problem=records[0]["shown"]["problem"])
-    printed = [*header.splitlines(), *map(rlsd.format_record, records)]
+    printed = [f"{rlsd.PRETRAINING}base, seed 0", *header.splitlines()]
+    printed += map(rlsd.format_record, records)
     sample = README.split("    live page: ")[1].split("\n    figure ")[0].splitlines()[1:]
-    assert len(sample) == 7
+    assert len(sample) == 8
     assert all(line.strip() in ["...", *printed] for line in sample)
 
 
