@@ -888,7 +888,7 @@ class GPT(nn.Module):
 TEXTBOOK_STEPS = 240  # the least; then the textbook goes on until it is mastered
 MASTERED = 0.97  # the greedy accuracy on the exam at which the textbook ends
 MOST_TEXTBOOK_STEPS = 2000
-HOMEWORK_STEPS = 360
+HOMEWORK_STEPS = 420
 FINAL_STEPS = 60  # OPD's teacher has no homework; it ends with these steps of textbook
 WIDTH = {"base": 64, "larger": 128}
 
