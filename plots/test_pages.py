@@ -607,7 +607,7 @@ def edited_copy(folder: Path, edits: dict[str, str]) -> None:
     """The page in a folder, with texts replaced, and with a base that is made quickly."""
     edits = edits | {
         "TEXTBOOK_STEPS = 240": "TEXTBOOK_STEPS = 1",
-        "HOMEWORK_STEPS = 360": "HOMEWORK_STEPS = 1",
+        "HOMEWORK_STEPS = 420": "HOMEWORK_STEPS = 1",
         "MASTERED = 0.97": "MASTERED = 0.0",
     }
     for name in ("rlsd.py", "tiny_tasks.py"):
