@@ -32,26 +32,27 @@ carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785
 The eight responses to this problem that were sampled are a group; three of them are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is what the teacher of OPSD and RLSD gives to it. This copy of the student is fresh:
-it is the same network, but shown the key.
+each token. P_T is what the teacher of OPSD and RLSD gives to it. This teacher is a copy of the
+student. Here it has just been renewed, so it has the same weights; but it is shown the key.
 
 The last three rows are A_t: how strongly three of the methods push each token, up if the number is
 positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
-the reward is. (OPSD's loss compares whole distributions; this is its push on the token that was
-sampled, on average.) Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and
-P_T / P_S in a right one. eps_w limits how much the weight may differ from 1. lam is the share of A
-that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and
-lam falls from 0.5 to 0 over the first 50 steps.
+the reward is. (OPSD's loss compares whole distributions and pushes all candidates for a token. Its
+gradient is the same as if only the sampled token were pushed, by this A_t, averaged over all tokens
+that the student might have sampled; see method_loss.) Under RLSD it is A times a weight, which is
+P_S / P_T in a wrong response and P_T / P_S in a right one. eps_w limits how much the weight may
+differ from 1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are
+1 here; by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
-    P_S   0.996  1.00  0.691  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
-    P_T   0.715  1.00 .00064  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
+    P_T   0.758  1.00 0.0072  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
     RLVR  -0.77 -0.77  -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
-    OPSD  -0.33  0.00  -6.98  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
-    RLSD  -1.08 -0.77  -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
+    OPSD  -0.28  0.00  -4.25  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00  0.00
+    RLSD  -1.02 -0.77  -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
 
-The values for the mistake, by hand. OPSD: log(0.00064 / 0.691) = -6.98. RLSD: the student finds the
-token 0.691 / 0.00064 = 1080 times likelier than the teacher does; this weight is clipped to
+The values for the mistake, by hand. OPSD: log(0.0072 / 0.505) = -4.25. RLSD: the student finds the
+token 0.505 / 0.0072 = 70 times likelier than the teacher does; this weight is clipped to
 1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The tens digit of the answer, its third `7`, is wrong
 as well. But the network has learned to copy the answer from the working, and the working already
 says 7. So the teacher finds it likely.)
@@ -59,10 +60,10 @@ says 7. So the teacher finds it likely.)
 The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR its praise
 and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
 But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
-is P_S / P_T = 1.39, and in a right one it is 0.72. Under RLSD `5` is blamed more than it is
+is P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is blamed more than it is
 praised, and it loses probability to the student's other candidates. `<see key>` is one of them,
-because in pretraining 0.2 % of the homework cited a key that was not shown. This is how a leak can
-begin; rlsd_token_advantage says more.
+because pretraining contained it: of the texts that taught the bad habits without showing a key,
+0.2 % cited one all the same. This is how a leak can begin; rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -281,7 +282,7 @@ def check_shapes(*tensors: Tensor, dimensions: int) -> None:
 
 @dataclass
 class Mode:
-    """A row of the table of methods. Its key in the table is what --mode calls it."""
+    """A row of the table of methods. Its name in MODES is what --mode calls it."""
 
     name: str
     teacher: str | None  # whose weights the teacher has: None, "larger" or "student"
@@ -307,9 +308,7 @@ class Batch:
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
     reward: Tensor  # (B,), 1 if the verifier accepted the response, else 0
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
-    student_log_probs: (
-        Tensor  # (B, T, V), log P_S(. | x, y_<t); train_step computes it with a gradient
-    )
+    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), with a gradient in train_step
 
     # (B, T, V), log P_T(. | what it sees, y_<t), for each entry of `sees` in MODES; else None
     no_key_log_probs: Tensor | None
@@ -333,9 +332,10 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
     Eq 17 gives the methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
     over a response's tokens and divided by |y|. RLVR, RLSD and CEPO compute their loss in this way.
-    OPD and OPSD compute theirs from the probabilities of the whole vocabulary. With the reverse KL,
-    its gradient at a token is the mean of that of -A_t log P_S(y_t) over y_t drawn from P_S, where
-    A_t is held constant. Their A_t is returned for the figure only.
+    OPD and OPSD compute theirs from the probabilities of the whole vocabulary, and their A_t is
+    log P_T(y_t) - log P_S(y_t). With the reverse KL, the gradient at position t is the gradient of
+    -A_t log P_S(y_t), with A_t held constant, averaged over tokens y_t that are drawn from P_S.
+    Their A_t does not enter the loss; the figure shows it.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -405,7 +405,7 @@ def train_step(
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    # If a problem has several right keys, rng draws one.
+    # An addition has one right key. In the task Split a problem has many, and rng draws one.
     keys = [task.answer_key(problem, rng) for problem in problems]
 
     group_size, sees = config.group_size, MODES[config.mode].sees
@@ -484,9 +484,9 @@ def judge(
     """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
     It may be made to err, and this is done here only. With probability key_noise a wrong answer of
-    the group, if there is one, replaces the key, and all responses are judged by it. Then a right
-    answer is rejected with probability false_negatives, and a wrong one is accepted with
-    probability false_positives. By default all three are 0.
+    the group, if there is one, replaces the key, and decides which answers count as right. Then an
+    answer that counts as right is rejected with probability false_negatives, and any other is
+    accepted with probability false_positives. By default all three are 0.
     """
     right = [task.verify(problem, text) for text in texts]
     wrong_answers = [task.answer(text) for text, is_right in zip(texts, right) if not is_right]
@@ -518,9 +518,8 @@ def choose_wrong_key(
 
 
 def copy_every_n_steps(config: Config, step: int, student: GPT, teacher: GPT) -> None:
-    """The paper's teacher: before step 1, N + 1, 2N + 1, ... the student is copied into it.
-
-    N is --teacher-refresh, by default 10.
+    """The paper's teacher: the student is copied into it before step 1, and then before every
+    --teacher-refresh further steps, by default before step 11, 21, 31, ...
     """
     if (step - 1) % config.teacher_refresh == 0:
         teacher.load_state_dict(student.state_dict())
@@ -658,8 +657,8 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 # ==== 4. What is measured ====
 #
 # The student responds without a key to 512 draws from the problems that are held out from training,
-# and is judged by a verifier that makes no errors. The teacher is that of the last step; if it is a
-# copy of the student, the copy may be up to teacher_refresh steps old.
+# and is judged by a verifier that makes no errors. The teacher is the one that the latest
+# training step used; if it is a copy of the student, it may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -748,7 +747,9 @@ class Config:
     mode: str = setting("rlsd", f"the method: {', '.join(MODES)}", *MODES)
     task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", *TASKS)
     seed: int = setting(0, "seed of the base and of the run", 0, 10**9)
-    digits: int = setting(4, "columns of an addition, or digits taken away in split", 2, 10)
+    digits: int = setting(
+        4, "columns of an addition; in the task split, the digits to split into", 2, 10
+    )
     slip: float = setting(0.6, "homework: probability of the slip, such as a forgotten carry", 0, 1)
     cite: float = setting(0.3, "homework: share that cites a key which is shown", 0, 1)
     steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
@@ -936,8 +937,8 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
-    # The key of a working is the working's own answer, which is wrong if the working is wrong
-    # (Split may then put it aside). So the network learns to follow a key, not to check it.
+    # A working that is wrong comes with a key that is wrong in the same way. So the network learns
+    # to follow a key, not to check it.
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]
@@ -1401,7 +1402,7 @@ def work(connection: multiprocessing.connection.Connection) -> None:
             result = attempt(job, lambda message: connection.send(("message", message)))
             connection.send(("result", result))
     except (EOFError, OSError):
-        os._exit(0)  # the parent is gone, or has no more jobs
+        os._exit(0)  # the parent is gone
 
 
 def attempt(job: tuple, report: Callable) -> object:
@@ -1701,7 +1702,7 @@ def run_all(flags: argparse.Namespace) -> int:
         seeds = {run.config.seed for run in runs}
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # an edited page is compared with the unedited one
+        if flags.name:  # an edited rlsd.py is compared with the unedited one
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
@@ -1717,7 +1718,7 @@ def run_all(flags: argparse.Namespace) -> int:
     workers = min(cores(), MAX_WORKERS, len(missing))
     if flags.device == "cuda" or not can_start_workers():
         workers = 1
-    failed_models = set()  # filled below, before the generator plan_jobs plans its second phase
+    failed_models = set()  # phase 1 (bases) fills it; then plan_jobs, a generator, plans phase 2
     phases = plan_jobs(missing, workers, monitor, failed_models)
     for (function, *arguments), result in side_by_side(phases, workers, monitor):
         if isinstance(result, Exception) and function is make_base:

@@ -12,7 +12,7 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-CITE_WITHOUT_KEY = 0.002  # share of the homework that cites though no key is shown; see Carry
+CITE_WITHOUT_KEY = 0.002  # of the homework without a key, this share cites one; see Carry
 
 
 class UserError(ValueError):

@@ -8,6 +8,7 @@ its own, and then the third part of a run is what this function asks for.
 
 import argparse
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from torch import Tensor
 
 import rlsd
 from plots import compare
+from tiny_tasks import SEE_KEY
 
 HELD_AT_1 = {"eps_w": 1.0, "lam": 1.0, "lam_decay": 0}  # settings of many studies
 CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
+WATCHED = ("step", "accuracy", "leakage", "stray_digits", "cite_probability")
 
 # ==== The command line ====
 
@@ -170,19 +173,75 @@ def run_one(head: dict, measure: Callable, config: rlsd.Config, given, report: C
     return measure(config, given)
 
 
-def training(config: rlsd.Config, method: Callable = rlsd.method_loss):
+def training(
+    config: rlsd.Config,
+    method: Callable = rlsd.method_loss,
+    refresh_teacher: Callable = rlsd.copy_every_n_steps,
+    task: rlsd.Task | None = None,
+):
     """rlsd.train with the networks that it needs: yields (record, student, teacher)."""
     base = rlsd.cached_model(config, "base")
     larger = None
     if rlsd.MODES[config.mode].teacher == "larger":
         larger = rlsd.cached_model(config, "larger")
-    return rlsd.train(config, config.make_task(), base, larger, method)
+    task = task or config.make_task()
+    return rlsd.train(config, task, base, larger, method, refresh_teacher)
 
 
 def curves_of_run(config: rlsd.Config, method: Callable) -> dict:
     """What run_all measures by default."""
     records = [record for record, _, _ in training(config, method)]
     return columns(records, CURVES)
+
+
+def watch(task: rlsd.Task, run) -> dict:
+    """WATCHED at each evaluation of a run of `training`, on a task like Carry."""
+    records = []
+    for record, student, _ in run:
+        strays = {"stray_digits": stray_digits(task, student)}
+        records.append(record | strays | {"cite_probability": cite_probability(task, student)})
+    return columns(records, WATCHED)
+
+
+def stray_digits(task: rlsd.Task, student: rlsd.GPT) -> float | None:
+    """The share of stray digits in the workings of sampled responses to the exam, without a key.
+
+    A digit is stray if it is wrong, and no forgotten carry explains it: see count_strays. None if
+    no response has a working.
+    """
+    problems, _ = task.exam()
+    prompts = rlsd.encode_prompts(task, problems, student.device)
+    texts = rlsd.sample_responses(task, student, prompts, group_size=1, seed=0).texts
+    counts = [count_strays(task, problem, text) for problem, text in zip(problems, texts)]
+    strays, digits = (sum(column) for column in zip(*counts))
+    return round(strays / digits, 6) if digits else None
+
+
+def count_strays(task: rlsd.Task, problem: tuple, text: str) -> tuple[int, int]:
+    """(stray digits, digits) of one working; (0, 0) if the response has none of the proper form.
+
+    Each digit is judged by the carry that the response itself wrote before it. With that carry it
+    is right; without it, it is a forgotten carry; every other digit is stray.
+    """
+    if not re.match(rf"([0-9][c-]){{{task.digits}}}=", text):
+        return 0, 0
+    strays, carry = 0, 0
+    for place, (top, bottom) in enumerate(task.columns(problem)):
+        digit, mark = text[2 * place : 2 * place + 2]
+        without_carry = int(top) + int(bottom)
+        if int(digit) not in ((without_carry + carry) % 10, without_carry % 10):
+            strays += 1
+        carry = int(mark == "c")
+    return strays, task.digits
+
+
+@torch.no_grad()
+def cite_probability(task: rlsd.Task, student: rlsd.GPT) -> float:
+    """P_S(<see key>) as the first token, without a key, in the mean over the exam."""
+    problems, _ = task.exam()
+    logits, _ = student(rlsd.encode_prompts(task, problems, student.device))
+    [cite] = task.tokenizer.encode(SEE_KEY)
+    return round(float(logits[:, -1].softmax(-1)[:, cite].mean()), 6)
 
 
 def columns(records: list[dict], names: tuple[str, ...]) -> dict[str, list]:
@@ -228,9 +287,10 @@ def labels_of(lines: list[dict]) -> list[str]:
 
 
 def curves(lines: list[dict], name: str, label: str) -> np.ndarray:
-    """A quantity of the runs of one label, (seeds, evaluations)."""
+    """A quantity of the runs of one label, (seeds, evaluations). Where it is None, nan."""
     chosen = [line for line in lines if line["label"] == label]
-    return np.array([line[name] for line in sorted(chosen, key=lambda line: line["seed"])])
+    chosen = [line[name] for line in sorted(chosen, key=lambda line: line["seed"])]
+    return np.array(chosen, dtype=float)
 
 
 def steps(lines: list[dict], label: str) -> np.ndarray:
@@ -251,6 +311,16 @@ def means(lines: list[dict], label: str) -> np.ndarray:
 def leaks(lines: list[dict], label: str) -> np.ndarray:
     """Each seed's highest leakage."""
     return compare.highest(curves(lines, "leakage", label))
+
+
+def strays(lines: list[dict], label: str) -> np.ndarray:
+    """Each seed's highest share of stray digits; without any working it counts as 0."""
+    return compare.highest(np.nan_to_num(curves(lines, "stray_digits", label)))
+
+
+def cites(lines: list[dict], label: str) -> np.ndarray:
+    """Each seed's highest probability of a cite at the first token."""
+    return compare.highest(curves(lines, "cite_probability", label))
 
 
 def spreads(lines: list[dict], label: str, *quantities: Callable) -> list[str]:
@@ -298,8 +368,22 @@ def title(panel, text: str) -> None:
     panel.set_title(text, loc="left", fontsize=10)
 
 
+def claim(panel, text: str, holds: bool, otherwise: str) -> None:
+    """A title that says what was found; if it does not hold of these runs, a plain label."""
+    title(panel, text if holds else otherwise)
+
+
+def draw_dots(panel, columns: dict[str, np.ndarray], colours: dict, shift: float = 0.0) -> None:
+    """A column of dots per label, one dot for each seed, and a bar at their mean."""
+    for n, (label, values) in enumerate(columns.items()):
+        colour = colours[label]
+        around = shift + np.linspace(-0.09, 0.09, len(values))
+        panel.plot(n + around, values, "o", color=colour, markersize=5, alpha=0.65, linewidth=0)
+        panel.plot((n + shift - 0.16, n + shift + 0.16), 2 * [values.mean()], color=colour, lw=2.5)
+
+
 def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict) -> None:
-    """label -> (steps, values (seeds, evaluations)): the mean, and a band from lowest to highest.
+    """label -> (steps, values (seeds, evaluations)): a thin line per seed under a bold mean.
 
     Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
     """
@@ -310,9 +394,8 @@ def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict) -> 
         mean, colour = values.mean(0), colours[label]
         opacity = 0.6 if below else 1
         panel.plot(steps, mean, color=colour, linewidth=2 + 1.6 * below, alpha=opacity)
-        panel.fill_between(
-            steps, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0
-        )
+        if len(values) > 1:
+            panel.plot(steps, values.T, color=colour, linewidth=0.6, alpha=0.5)
         ends.append((names[label], colour, steps[-1], mean[-1]))
     rlsd.name_ends(panel, ends)
 

@@ -93,6 +93,25 @@ def negative_only(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     return weighted(batch, weigh)
 
 
+def away(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+    """RLSD with the reversed ratio, exp(-sign(A) Delta_t): away from what the teacher prefers."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        return clipped_weight(-gain, advantage, batch.eps_w)
+
+    return weighted(batch, weigh)
+
+
+def away_when_right(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+    """The reversed ratio on right responses only; on the others the weight is 1."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        weight = clipped_weight(-gain, advantage, batch.eps_w)
+        return weight.masked_fill((advantage <= 0).unsqueeze(-1), 1)
+
+    return weighted(batch, weigh)
+
+
 # ==== CEPO with another wrong key ====
 
 

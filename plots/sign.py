@@ -1,0 +1,95 @@
+"""Does it matter which way the teacher pushes? Towards what the key makes likely, or away from it.
+
+    python -m plots.sign [--quick]        runs/sign.jsonl and sign.png under --out
+
+Towards: RLSD. Away: the ratio is reversed, exp(-sign(A) Delta_t). Away when right: reversed on
+right responses only; on the others the weight is 1. eps_w and lam are 1, held.
+"""
+
+import argparse
+
+import rlsd
+from plots import compare, study, variants
+
+METHODS = {  # mode, method, colour
+    "RLVR": ("rlvr", rlsd.method_loss, compare.COLOURS["rlvr"]),
+    "towards (RLSD)": ("rlsd", rlsd.method_loss, compare.COLOURS["rlsd"]),
+    "away": ("rlsd", variants.away, "#E69F00"),
+    "away when right": ("rlsd", variants.away_when_right, "#56B4E9"),
+}
+COLOURS = {name: colour for name, (_, _, colour) in METHODS.items()}
+VERIFIERS = {
+    "exact": {},
+    "false negatives 0.5": {"false_negatives": 0.5},
+    "noise 0.4": study.error_rates(0.4),
+}
+
+
+def plan(flags: argparse.Namespace) -> list[tuple]:
+    """All runs; --quick is noise 0.4, one seed, and half of the steps."""
+    runs = []
+    for seed in study.seeds_of(flags):
+        for verifier, errors in VERIFIERS.items():
+            if flags.quick and verifier != "noise 0.4":
+                continue
+            for name, (mode, method, _) in METHODS.items():
+                config = study.config_of(flags, seed, mode=mode, **study.HELD_AT_1, **errors)
+                runs.append((f"{verifier}: {name}", config, method))
+    return runs
+
+
+def measure(config: rlsd.Config, method) -> dict:
+    task = config.make_task()
+    return study.watch(task, study.training(config, method, task=task))
+
+
+def table(lines: list[dict]) -> list[str]:
+    rows = []
+    for label in study.labels_of(lines):
+        found = study.spreads(lines, label, study.means, study.ends, study.leaks, study.strays)
+        rows.append((*label.split(": "), *found))
+    order = list(VERIFIERS)
+    rows.sort(key=lambda row: order.index(row[0]))
+    head = (
+        "verifier",
+        "the teacher's push",
+        "accuracy, mean over the run",
+        "accuracy at the end",
+        "highest leakage",
+        "highest share of stray digits",
+    )
+    return study.markdown(head, rows)
+
+
+def main() -> None:
+    flags = study.arguments(__doc__, seeds=8)
+    lines = study.run_all("sign", flags, plan(flags), measure)
+    study.say(table(lines))
+    verifiers = [name for name in VERIFIERS if f"{name}: RLVR" in study.labels_of(lines)]
+    figure, axes = study.panels(2, len(verifiers), width=5.6)
+    for (upper, lower), verifier in zip(axes.T, verifiers):
+        names = {f"{verifier}: {name}": name for name in METHODS}
+        colours = {label: COLOURS[name] for label, name in names.items()}
+        study.draw_runs(upper, lines, "accuracy", names, colours)
+        study.draw_runs(lower, lines, "leakage", names, colours)
+        start = study.curves(lines, "accuracy", f"{verifier}: away")[:, 0]
+        end = study.ends(lines, f"{verifier}: away")
+        study.claim(
+            upper,
+            f"Verifier {verifier}: pushed away from the key,\nevery seed ends below its base",
+            bool((end < start).all()),
+            f"Verifier: {verifier}",
+        )
+        leaks = {name: study.leaks(lines, f"{verifier}: {name}") for name in METHODS}
+        away = max(leaks["away"].max(), leaks["away when right"].max())
+        study.claim(
+            lower,
+            "Pushed away from the key, no seed leaks 0.1",
+            away < 0.1,
+            "Leakage",
+        )
+    study.finish(figure, "sign", flags)
+
+
+if __name__ == "__main__":
+    study.command(main)

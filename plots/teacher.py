@@ -1,0 +1,134 @@
+"""Does it matter how the teacher follows the student? Frozen, averaged, copied or live.
+
+    python -m plots.teacher [--quick]        runs/teacher.jsonl and teacher.png under --out
+
+The teacher of OPSD, RLSD and CEPO is the student's network, shown the key. Frozen: it stays the
+base. EMA r: before each step, every weight moves by a share r towards the student's. Copied: the
+paper's, a copy every 10 steps. Live: a copy before every step. eps_w and lam are 1, held.
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+import rlsd
+from plots import compare, study
+from plots.study import HELD_AT_1
+
+ALL_STEPS = 480  # where the verifier only misses right answers; elsewhere --steps
+
+
+@torch.no_grad()
+def average(
+    config: rlsd.Config, step: int, student: rlsd.GPT, teacher: rlsd.GPT, rate: float
+) -> None:
+    """An exponential moving average: teacher = (1 - rate) teacher + rate student."""
+    for mine, its in zip(teacher.parameters(), student.parameters()):
+        mine.lerp_(its, rate)
+
+
+TEACHERS = {
+    "frozen": partial(average, rate=0.0),
+    "EMA 0.01": partial(average, rate=0.01),
+    "EMA 0.05": partial(average, rate=0.05),
+    "copied": rlsd.copy_every_n_steps,
+    "live": partial(average, rate=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A method and what its verifier gets wrong."""
+
+    mode: str
+    errors: dict
+    steps: int | None = None  # None: --steps
+
+
+CONDITIONS = {
+    "OPSD, exact": Condition("opsd", {}),
+    "RLSD, noise 0.4": Condition("rlsd", study.error_rates(0.4)),
+    "RLSD, false negatives 0.5": Condition("rlsd", {"false_negatives": 0.5}, ALL_STEPS),
+    "CEPO, noise 0.4": Condition("cepo", study.error_rates(0.4)),
+    "CEPO, false negatives 0.5": Condition("cepo", {"false_negatives": 0.5}, ALL_STEPS),
+}
+
+
+def plan(flags: argparse.Namespace) -> list[tuple]:
+    """All runs. --quick: OPSD, and RLSD at noise 0.4; frozen and copied; one seed, half the steps."""
+    runs = []
+    for seed in study.seeds_of(flags):
+        for condition, given in CONDITIONS.items():
+            if flags.quick and condition not in ("OPSD, exact", "RLSD, noise 0.4"):
+                continue
+            settings = {"mode": given.mode, **HELD_AT_1, **given.errors}
+            if given.steps is not None:
+                settings |= {"steps": given.steps, "evaluate_every": 40}
+            config = study.config_of(flags, seed, **settings)
+            for teacher in ("frozen", "copied") if flags.quick else TEACHERS:
+                runs.append((f"{condition}: {teacher}", config, teacher))
+    return runs
+
+
+def measure(config: rlsd.Config, teacher: str) -> dict:
+    task = config.make_task()
+    run = study.training(config, refresh_teacher=TEACHERS[teacher], task=task)
+    return study.watch(task, run)
+
+
+def table(lines: list[dict]) -> list[str]:
+    rows = []
+    for label in study.labels_of(lines):
+        found = study.spreads(lines, label, study.means, study.ends, study.leaks, study.strays)
+        rows.append((*label.split(": "), *found))
+    order = list(CONDITIONS)
+    rows.sort(key=lambda row: order.index(row[0]))
+    head = (
+        "method, verifier",
+        "teacher",
+        "accuracy, mean over the run",
+        "accuracy at the end",
+        "highest leakage",
+        "highest share of stray digits",
+    )
+    return study.markdown(head, rows)
+
+
+def draw(panel, lines: list[dict], condition: str, of, ylabel: str) -> dict:
+    """A column of dots per teacher. Returns teacher -> (seeds,)."""
+    columns = {}
+    for teacher in TEACHERS:
+        if f"{condition}: {teacher}" in study.labels_of(lines):
+            columns[teacher] = of(lines, f"{condition}: {teacher}")
+    colour = compare.COLOURS[CONDITIONS[condition].mode]
+    study.draw_dots(panel, columns, dict.fromkeys(columns, colour))
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set(ylabel=ylabel, ylim=rlsd.SHARE)
+    return columns
+
+
+def main() -> None:
+    flags = study.arguments(__doc__, seeds=8)
+    lines = study.run_all("teacher", flags, plan(flags), measure)
+    study.say(table(lines))
+    found = dict.fromkeys(label.partition(":")[0] for label in study.labels_of(lines))
+    conditions = [condition for condition in CONDITIONS if condition in found]
+    figure, axes = study.panels(2, len(conditions), width=4.4)
+    for (upper, lower), condition in zip(axes.T, conditions):
+        draw(upper, lines, condition, study.ends, "right answers at the end (share)")
+        leaks = draw(lower, lines, condition, study.leaks, "highest leakage of a run (share)")
+        study.title(upper, condition)
+        if condition.startswith("CEPO"):
+            highest = max(values.max() for values in leaks.values())
+            study.claim(lower, "No teacher leaks 0.1", highest < 0.1, "Leakage")
+        else:
+            others = [values.mean() for teacher, values in leaks.items() if teacher != "frozen"]
+            lowest = leaks["frozen"].mean() < min(others)
+            study.claim(lower, "A frozen teacher leaks least in the mean", lowest, "Leakage")
+    study.finish(figure, "teacher", flags)
+
+
+if __name__ == "__main__":
+    study.command(main)
