@@ -57,7 +57,7 @@ CONDITIONS = {
 
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
-    """All runs. --quick: OPSD, and RLSD at noise 0.4; frozen and copied; one seed, half the steps."""
+    """All runs. --quick: OPSD, and RLSD at noise 0.4; frozen and copied; a seed, half the steps."""
     runs = []
     for seed in study.seeds_of(flags):
         for condition, given in CONDITIONS.items():
