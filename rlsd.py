@@ -37,12 +37,11 @@ student. Here it has just been renewed, so it has the same weights; but it is sh
 
 The last three rows are A_t: how strongly three of the methods push each token, up if the number is
 positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
-the reward is. (OPSD's loss compares whole distributions and pushes all candidates for a token. Its
-gradient is the same as if only the sampled token were pushed, by this A_t, averaged over all tokens
-that the student might have sampled; see method_loss.) Under RLSD it is A times a weight, which is
-P_S / P_T in a wrong response and P_T / P_S in a right one. eps_w limits how much the weight may
-differ from 1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are
-1 here; by default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
+the reward is. (The table shows OPSD's push on the sampled token only; its loss also pushes the
+tokens that might have been sampled instead.) Under RLSD it is A times a weight, which is P_S / P_T
+in a wrong response and P_T / P_S in a right one. eps_w limits how much the weight may differ from
+1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are 1 here; by
+default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -61,9 +60,9 @@ The first token, `5`, is no mistake, and all eight responses begin with it. Unde
 and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
 But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
 is P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is blamed more than it is
-praised, and it loses probability to the student's other candidates. `<see key>` is one of them,
-because pretraining contained it: of the texts that taught the bad habits without showing a key,
-0.2 % cited one all the same. This is how a leak can begin; rlsd_token_advantage says more.
+praised, and it loses probability to the student's other candidates. `<see key>` is one of them: in
+pretraining, 0.2 % of the texts that taught the bad habits and showed no key cited one all the same.
+This is how a leak can begin; rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -243,6 +242,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
         A_t = A ((1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w))
 
+    CEPO uses this function too, with another Delta_t.
+
     Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
     of A. The paper argues that the direction therefore comes from the reward alone, so that no key
     can leak (Theorem 5).
@@ -251,7 +252,7 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     If they are equally long (each token counts 1/|y|), the probability of that token moves with the
     mean of their A_t. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
     token less likely than the student does (Delta_t < 0), good responses praise it less than bad
-    ones blame it, and it goes down. If the teacher finds it likelier, it goes up. So beside the
+    ones blame it, and it goes down; other tokens, such as `<see key>`, go up in its place. If the teacher finds it likelier, it goes up. So beside the
     push from the reward there is a second push, towards the teacher that is shown the key. It
     vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
 
@@ -282,9 +283,9 @@ def check_shapes(*tensors: Tensor, dimensions: int) -> None:
 
 @dataclass
 class Mode:
-    """A row of the table of methods. Its name in MODES is what --mode calls it."""
+    """A row of the table MODES. The keys of that table are what --mode calls the methods."""
 
-    name: str
+    name: str  # in the figure
     teacher: str | None  # whose weights the teacher has: None, "larger" or "student"
     sees: tuple[str, ...]  # what the teacher's prompt shows, one forward pass for each
 
@@ -308,7 +309,7 @@ class Batch:
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
     reward: Tensor  # (B,), 1 if the verifier accepted the response, else 0
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
-    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), with a gradient in train_step
+    student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), the only field with a gradient
 
     # (B, T, V), log P_T(. | what it sees, y_<t), for each entry of `sees` in MODES; else None
     no_key_log_probs: Tensor | None
@@ -330,12 +331,13 @@ class Batch:
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of one method, (), and its A_t, (B, T).
 
-    Eq 17 gives the methods one form: the gradient of the loss is that of -A_t log P_S(y_t), summed
-    over a response's tokens and divided by |y|. RLVR, RLSD and CEPO compute their loss in this way.
-    OPD and OPSD compute theirs from the probabilities of the whole vocabulary, and their A_t is
-    log P_T(y_t) - log P_S(y_t). With the reverse KL, the gradient at position t is the gradient of
-    -A_t log P_S(y_t), with A_t held constant, averaged over tokens y_t that are drawn from P_S.
-    Their A_t does not enter the loss; the figure shows it.
+    RLVR, RLSD and CEPO: the gradient of the loss is that of -A_t log P_S(y_t), summed over the
+    tokens of a response and divided by their number |y| (Eq 17).
+
+    OPD and OPSD minimise a divergence over the whole vocabulary. Here A_t is log P_T(y_t) -
+    log P_S(y_t), for the figure only; it is not used in the loss. It tells how the loss pushes if
+    the divergence is the reverse KL, which is the default: then the gradient at a position is that
+    of -A_t log P_S(y_t) with A_t held constant, averaged over tokens y_t drawn from P_S.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -551,7 +553,8 @@ def train(
         teacher = student  # RLVR asks no teacher; only evaluate does, to measure kl
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
-    # Both lists are emptied at each evaluation. In a dead group all rewards are equal, so A is 0.
+    # A group is dead if all its rewards are equal, so that A is 0. Both lists are those since the
+    # last evaluation.
     rewards, dead_groups = [], []
     for step in range(config.steps + 1):
         if step > 0:
@@ -597,7 +600,10 @@ class Rollout:
 def encode_prompts(
     task: Task, problems: list[tuple], device: torch.device, keys: list[str] | None = None
 ) -> Tensor:
-    """The prompts as token ids, (N, length); if keys are given, each prompt shows its key."""
+    """The prompts as token ids, (N, length); if keys are given, each prompt shows its key.
+
+    A task's prompts without a key have one length, and so have those with a key: no padding.
+    """
     keys = [None] * len(problems) if keys is None else keys
     prompts = [task.prompt(problem, key) for problem, key in zip(problems, keys)]
     return torch.tensor([task.tokenizer.encode(prompt) for prompt in prompts], device=device)
@@ -738,7 +744,7 @@ def show_response(
 
 
 def setting(default, text: str, *allowed):
-    """A field of Config. `allowed`: all values of a string; the lowest and highest of a number."""
+    """A field of Config. `allowed`: every value of a string; or a number's lowest and highest."""
     return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
@@ -1190,7 +1196,7 @@ def of_mode(runs: Runs, mode: str) -> list[tuple[int, list[dict]]]:
 
 
 def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> list[tuple]:
-    """One bold curve per mode, the mean over seeds, and a thin one per seed.
+    """A curve per mode, the mean over seeds; against the step also a thin curve per seed.
 
     Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
     Returns (name, colour, x, y) of each bold curve's end.
@@ -1353,20 +1359,23 @@ def side_by_side(
 
 
 def can_start_workers() -> bool:
-    """A worker begins by importing the script again. So there must be one, and no other thread."""
+    """Whether the main script is a file, which a worker imports first, and this its main thread.
+
+    Only the main thread may set the handler of a signal, as start_workers does.
+    """
     main_file = getattr(sys.modules["__main__"], "__file__", None)
     is_main_thread = threading.current_thread() is threading.main_thread()
     return main_file is not None and Path(main_file).is_file() and is_main_thread
 
 
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
-    """Connections to processes that wait for jobs. They never see Ctrl-C."""
+    """Connections to processes that wait for jobs. Ctrl-C does not reach them; we end them."""
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        multiprocessing.resource_tracker.ensure_running()  # its start would unblock the signal
+        multiprocessing.resource_tracker.ensure_running()  # started later, it would unblock SIGINT
     stops, connections = [], []
-    handler = signal.signal(signal.SIGINT, lambda *_: stops.append("Ctrl-C"))  # it has to wait
+    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))  # Ctrl-C is raised below
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
@@ -1600,7 +1609,7 @@ def check_mode(config: Config, task: Task) -> None:
         if which not in ("no key", "right key", "wrong key"):
             raise UserError(f'{name}: sees {which!r}, not "no key", "right key" or "wrong key"')
     if (mode.teacher is None) != (mode.sees == ()):
-        raise UserError(f"{name}: a teacher must see something, and what sees must be a teacher")
+        raise UserError(f"{name}: `sees` must be () without a teacher, and must not be () with one")
     if len(mode.name) > 9 or config.mode == "all":
         raise UserError(f"{name}: at most 9 letters of its name fit the figure; `all` is taken")
     untrained = GPT(task.tokenizer.vocabulary_size, width=8)
@@ -1702,7 +1711,7 @@ def run_all(flags: argparse.Namespace) -> int:
         seeds = {run.config.seed for run in runs}
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # an edited rlsd.py is compared with the unedited one
+        if flags.name:  # runs without a name are those of the unedited rlsd.py
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
@@ -1774,7 +1783,6 @@ def needed_models(run: Run) -> list[str]:
 
 
 if __name__ == "__main__":
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # a notebook exports its own, which may not be installed here
+    # A notebook exports a backend of its own, which may not be installed here.
+    os.environ.pop("MPLBACKEND", None)
     sys.exit(main())
