@@ -252,9 +252,10 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     If they are equally long (each token counts 1/|y|), the probability of that token moves with the
     mean of their A_t. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
     token less likely than the student does (Delta_t < 0), good responses praise it less than bad
-    ones blame it, and it goes down; other tokens, such as `<see key>`, go up in its place. If the teacher finds it likelier, it goes up. So beside the
-    push from the reward there is a second push, towards the teacher that is shown the key. It
-    vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
+    ones blame it. So it goes down, and others, such as `<see key>`, go up in its place. If the
+    teacher finds it likelier, it goes up. So beside the push from the reward there is a second
+    push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all
+    rewards of the group are equal, or if Delta_t is 0.
 
     A key can also leak without a shared beginning. `<see key>`, once the student has sampled it, is
     likelier under this teacher, which sees a key. So it is praised more if its response is right.
