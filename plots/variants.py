@@ -4,7 +4,9 @@ A method is a function (mode, batch) -> (loss (), A_t (B, T)).
 """
 
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -16,6 +18,13 @@ def plain_sum(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     loss, token_advantage = rlsd.method_loss("rlvr", batch)
     imitation, _ = rlsd.method_loss("opsd", batch)
     return loss + batch.lam * imitation, token_advantage
+
+
+def regraded(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+    """RLVR whose rewards are not the verifier's: an answer is right if it equals the key. Carry."""
+    keys = [key for key in batch.keys for _ in range(batch.group_size)]
+    right = [bool(re.fullmatch(rf"[^=]*={key}\.", text)) for key, text in zip(keys, batch.texts)]
+    return rlsd.method_loss("rlvr", replace(batch, reward=batch.reward.new_tensor(right)))
 
 
 # ==== RLSD with other weights ====
