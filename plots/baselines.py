@@ -31,13 +31,14 @@ DRAWN = {
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
     """All runs; --quick is one seed, noise 0.4, and half of the steps."""
-    steps, runs = TIMES * study.steps_of(flags), []
+    steps, runs = study.steps_of(flags), []
+    length = {"steps": TIMES * steps, "evaluate_every": min(20, steps)}
     for seed in study.seeds_of(flags):
         for verifier, (errors, methods) in VERIFIERS.items():
             if flags.quick and verifier == "exact":
                 continue
             for name, (settings, method) in methods.items():
-                config = study.config_of(flags, seed, **{"steps": steps}, **errors, **settings)
+                config = study.config_of(flags, seed, **length, **errors, **settings)
                 runs.append((f"{verifier}: {name}", config, method))
     return runs
 
