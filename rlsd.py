@@ -60,9 +60,10 @@ The first token, `5`, is no mistake, and all eight responses begin with it. Unde
 and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
 But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
 is P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is blamed more than it is
-praised, and it loses probability to the student's other candidates. `<see key>` is one of them: in
-pretraining, 0.2 % of the texts that taught the bad habits and showed no key cited one all the same.
-This is how a leak can begin; rlsd_token_advantage says more.
+praised, and it loses probability to the student's other candidates. `<see key>` is one of them.
+The student has seen it without a key, though rarely: pretraining has texts that plant the bad
+habits, and of those without a key 0.2 % cite one all the same. This is how a leak can begin;
+rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -336,9 +337,10 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
     tokens of a response and divided by their number |y| (Eq 17).
 
     OPD and OPSD minimise a divergence over the whole vocabulary. Here A_t is log P_T(y_t) -
-    log P_S(y_t), for the figure only; it is not used in the loss. It tells how the loss pushes if
-    the divergence is the reverse KL, which is the default: then the gradient at a position is that
-    of -A_t log P_S(y_t) with A_t held constant, averaged over tokens y_t drawn from P_S.
+    log P_S(y_t), for the figure only; it is not used in the loss. With the reverse KL, which is the
+    default, it also tells how the loss pushes: the gradient at a position is the expectation, over
+    all tokens v drawn from P_S, of the gradient of -A(v) log P_S(v), where A(v) = log P_T(v) -
+    log P_S(v) is held constant. A_t is A(v) at the token that was sampled.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -551,11 +553,13 @@ def train(
     elif whose == "student":
         teacher = copy.deepcopy(base)
     else:
-        teacher = student  # RLVR asks no teacher; only evaluate does, to measure kl
+        teacher = (
+            student  # RLVR has none; evaluate measures kl to the student itself, shown the key
+        )
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
-    # A group is dead if all its rewards are equal, so that A is 0. Both lists are those since the
-    # last evaluation.
+    # Since the last evaluation, one entry per step: the mean reward, and the share of dead groups,
+    # in which all rewards are equal, so that A is 0.
     rewards, dead_groups = [], []
     for step in range(config.steps + 1):
         if step > 0:
@@ -663,9 +667,10 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 # ==== 4. What is measured ====
 #
-# The student responds without a key to 512 draws from the problems that are held out from training,
-# and is judged by a verifier that makes no errors. The teacher is the one that the latest
-# training step used; if it is a copy of the student, it may be up to teacher_refresh steps old.
+# `evaluate` lets the student respond without a key to 512 draws from the problems that are held out
+# from training; here the verifier makes no errors. `show_response` shows one of these problems with
+# the verifier of training. The teacher is the one that the latest training step used; if it is a
+# copy of the student, it may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -1240,11 +1245,13 @@ def name_ends(panel, ends: list[tuple[str, str, float, float]]) -> None:
         lowest = name_y + line
 
 
-def draw_tiles(panel, records: list[dict]) -> None:
-    """One row per record: its response to the fixed problem, each token coloured by its A_t."""
+def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8.0) -> None:
+    """One row per record: its response to the fixed problem, each token coloured by its A_t.
+
+    A row is `width` tiles wide; its first token stands at `first`, to the right of the name.
+    """
     from matplotlib import colormaps
 
-    width = 60.0  # of the panel, in tiles
     panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
     problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
@@ -1253,7 +1260,7 @@ def draw_tiles(panel, records: list[dict]) -> None:
     )
     panel.text(0, -0.5, f"{legend} down; full colour is A_t = 2 or -2.", va="center")
     for y, record in enumerate(records):
-        shown, middle, x = record["shown"], y + 0.5, 8.0
+        shown, middle, x = record["shown"], y + 0.5, first
         name = f"{MODES[record['mode']].name}, step {record['step']}"
         panel.text(0, middle, name, va="center", fontweight="bold")
         for token, push in zip(shown["tokens"], shown["token_advantage"]):
@@ -1360,7 +1367,7 @@ def side_by_side(
 
 
 def can_start_workers() -> bool:
-    """Whether the main script is a file, which a worker imports first, and this its main thread.
+    """Whether the main script is a file, which a worker imports, and we are in the main thread.
 
     Only the main thread may set the handler of a signal, as start_workers does.
     """
@@ -1374,9 +1381,9 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        multiprocessing.resource_tracker.ensure_running()  # started later, it would unblock SIGINT
+        multiprocessing.resource_tracker.ensure_running()  # starting it unblocks SIGINT; so do it now
     stops, connections = [], []
-    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))  # Ctrl-C is raised below
+    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))  # raised again below
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
@@ -1712,7 +1719,7 @@ def run_all(flags: argparse.Namespace) -> int:
         seeds = {run.config.seed for run in runs}
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # runs without a name are those of the unedited rlsd.py
+        if flags.name:  # by convention, runs without a name are unedited
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page: {write_live_page(figure)}")
@@ -1728,7 +1735,9 @@ def run_all(flags: argparse.Namespace) -> int:
     workers = min(cores(), MAX_WORKERS, len(missing))
     if flags.device == "cuda" or not can_start_workers():
         workers = 1
-    failed_models = set()  # phase 1 (bases) fills it; then plan_jobs, a generator, plans phase 2
+    # The loop below fills this with the bases that could not be made. plan_jobs is a generator: it
+    # plans the runs when all bases are done.
+    failed_models = set()
     phases = plan_jobs(missing, workers, monitor, failed_models)
     for (function, *arguments), result in side_by_side(phases, workers, monitor):
         if isinstance(result, Exception) and function is make_base:
