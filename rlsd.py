@@ -1381,7 +1381,7 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        multiprocessing.resource_tracker.ensure_running()  # starting it unblocks SIGINT; so do it now
+        multiprocessing.resource_tracker.ensure_running()  # its start unblocks SIGINT: do it now
     stops, connections = [], []
     handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))  # raised again below
     try:
