@@ -9,14 +9,16 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 
 import rlsd
-from plots import compare, floor, study, variants
+from plots import compare, film, floor, strict, study, teacher, variants
 from tiny_tasks import Task
 
 torch.set_num_threads(1)
@@ -128,6 +130,41 @@ def test_a_cite_is_pushed_up_if_lam_eps_w_is_above_1_minus_twice_the_noise(eps_w
     assert (push > 1e-6) == (lam * eps_w > 1 - 2 * noise)
 
 
+@pytest.mark.parametrize("lam_eps_w", [0.1, 0.3, 0.9])
+@pytest.mark.parametrize("accuracy", [0.2, 0.39, 0.95])
+@pytest.mark.parametrize("noise", [0.1, 0.4, 0.48])
+def test_the_rule_of_thumb_has_the_general_form_of_the_page(lam_eps_w, accuracy, noise):
+    """One cite among many responses, of which the verifier accepts a share `accepted`."""
+    accepted = accuracy * (1 - noise) + (1 - accuracy) * noise
+    others = 4000
+    count = round(accepted * others)
+    rewards = [1.0] * count + [0.0] * (others - count)
+    gain = torch.full((others + 1, 1), 5.0, dtype=torch.float64)
+    push = 0.0
+    for reward, chance in ((1.0, noise), (0.0, 1 - noise)):
+        group = torch.tensor([reward, *rewards], dtype=torch.float64)
+        advantage = rlsd.group_advantage(group, others + 1)
+        push += chance * float(rlsd.rlsd_token_advantage(gain, advantage, lam_eps_w, 1.0)[0])
+    odds = (1 - noise) * accepted / (noise * (1 - accepted))
+    assert (push > 0) == ((1 + lam_eps_w) / (1 - lam_eps_w) > odds)
+
+
+def test_a_rejected_cite_keeps_hardly_any_blame_at_eps_w_1_and_four_fifths_at_0_2():
+    """The cite is much likelier with the key. plots.strict"""
+    advantage, gain = torch.tensor([-0.8]), torch.tensor([[5.0]])
+    assert -0.01 < float(rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0)) < 0
+    blame = float(rlsd.rlsd_token_advantage(gain, advantage, 0.2, 1.0))
+    assert blame == pytest.approx(-0.8 * 0.8)
+
+
+def test_the_cites_alternatives_are_praised_less_and_blamed_more_than_under_rlvr():
+    """They are less likely with the key. plots.strict"""
+    advantage, gain = torch.tensor([0.8, -0.8]), torch.full((2, 1), -0.3)
+    praise, blame = rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0).flatten().tolist()
+    assert 0 < praise < 0.8
+    assert blame < -0.8
+
+
 @pytest.mark.parametrize("scale", [0.1, 1, 5])
 def test_theorem_1_holds_for_any_teacher_and_student(scale):
     teacher = (scale * numbers(6, 4, 9)).log_softmax(-1)
@@ -234,6 +271,113 @@ def test_the_variants_of_rlsd_differ_in_their_weights_and_keep_the_sign():
         _, token_advantage = method("rlsd", batch)
         assert (token_advantage * advantage > 0).all()
         assert not torch.allclose(token_advantage, rlsds)
+
+
+def test_the_reversed_ratio_is_rlsds_weight_for_the_negated_gain():
+    batch = a_batch()
+    _, advantage = rlsd.method_loss("rlvr", batch)
+    _, away = variants.away("rlsd", batch)
+    teacher = rlsd.token_log_probs(batch.right_key_log_probs, batch.tokens)
+    gain = teacher - rlsd.token_log_probs(batch.student_log_probs.detach(), batch.tokens)
+    weight = (-advantage.sign() * gain).exp().clamp(0.8, 1.2)
+    torch.testing.assert_close(away, advantage * (0.5 + 0.5 * weight))
+
+
+def test_the_reversed_ratio_on_right_responses_leaves_the_others_to_rlvr():
+    batch = a_batch()
+    _, advantage = rlsd.method_loss("rlvr", batch)
+    _, away = variants.away("rlsd", batch)
+    _, when_right = variants.away_when_right("rlsd", batch)
+    torch.testing.assert_close(when_right, torch.where(advantage > 0, away, advantage))
+
+
+def test_regraded_rlvr_rewards_the_answers_that_equal_the_key():
+    batch = a_batch()
+    batch.keys, batch.texts = ["05", "11"], ["5-=05.", "5-=06.", "<see key>=11.", "=11"]
+    regraded, _ = variants.regraded("rlsd", batch)
+    by_hand = replace(batch, reward=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    assert regraded.item() == rlsd.method_loss("rlvr", by_hand)[0].item()
+
+
+# ==== What the studies measure ====
+
+
+@pytest.mark.parametrize(
+    "text, strays",
+    [
+        ("4c3c8-=0834.", 0),  # right
+        ("4c2c8-=0824.", 0),  # the carry is forgotten
+        ("4c5c8-=0854.", 1),  # no carry explains this 5
+        ("4-2c8-=0824.", 0),  # the carry was not written: by what is written, 2 is right
+        ("4-3c8-=0834.", 1),
+    ],
+)
+def test_a_digit_is_stray_if_no_forgotten_carry_explains_it(text, strays):
+    task = rlsd.Config(digits=3).make_task()
+    assert study.count_strays(task, (478, 356), text) == (strays, 3)
+
+
+def test_a_cite_has_no_working_in_which_a_digit_could_be_stray():
+    task = rlsd.Config(digits=3).make_task()
+    assert study.count_strays(task, (478, 356), "<see key>=0834.") == (0, 0)
+
+
+def test_the_hidden_digit_counts_when_it_is_graded_and_not_before():
+    task = strict.Hidden(4, 0.6, 0.3)
+    task.check()
+    problem = (4218, 3567)
+    right, _ = task.working(problem, random.Random(0), False, False)
+    wrong = f"{right[:-2]}{1 - int(right[-2])}."
+    assert task.verify(problem, right) and task.verify(problem, wrong)
+    task.graded = True
+    assert task.verify(problem, right) and not task.verify(problem, wrong)
+
+
+def test_the_hidden_digit_is_shown_in_the_key_or_to_no_one():
+    problem = (4218, 3567)
+    told, untold = strict.Hidden(4, 0.6, 0.3), strict.Untold(4, 0.6, 0.3)
+    key = told.answer_key(problem)
+    assert key == untold.answer_key(problem) and key[:-1] == "07785"
+    assert told.prompt(problem, key).startswith(f"[{key[-1]} 5 8 7 7 0]")
+    assert untold.prompt(problem, key).startswith("[5 8 7 7 0]")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 1.0])
+def test_the_averaged_teacher_moves_by_the_rate_towards_the_student(rate):
+    student, mine = (torch.nn.Linear(2, 2) for _ in range(2))
+    before = mine.weight.detach().clone()
+    teacher.average(None, 1, student, mine, rate)
+    torch.testing.assert_close(mine.weight, (1 - rate) * before + rate * student.weight)
+
+
+# ==== The film ====
+
+
+def test_a_slip_is_boxed_where_a_written_carry_is_missing():
+    shown = {"problem": "478+356", "tokens": list("4c2c8-=0824.")}
+    assert film.slips(shown) == [2]
+    assert film.slips(shown | {"tokens": list("4c3c8-=0834.")}) == []
+    assert film.slips(shown | {"tokens": ["<see key>", *"=0834."]}) == []
+    assert film.slips({"problem": "50-38", "tokens": list("21-40=80")}) == []
+
+
+def test_the_film_has_a_frame_per_evaluation_and_a_png_beside_it(tmp_path, toy, capsys):
+    for mode in ("rlvr", "opsd"):
+        write_run(tmp_path, mode, mode=mode, steps=20)
+    toy("film", str(tmp_path), "--out", "film.gif")
+    with Image.open("film.gif") as picture:
+        assert picture.n_frames == 2 and picture.width == 900
+    with Image.open("film.png") as picture:
+        assert picture.width == 900
+    assert "film   film.gif" in capsys.readouterr().out
+
+
+def test_a_film_with_a_name_needs_runs_with_the_same_settings(tmp_path, toy, capsys):
+    write_run(tmp_path, "one", mode="rlvr")
+    write_run(tmp_path, "other", mode="rlvr", eps_w=1.0)
+    with pytest.raises(SystemExit) as exit:
+        toy("film", str(tmp_path), "--out", "film.gif")
+    assert exit.value.code == 2 and "2 different settings" in capsys.readouterr().err
 
 
 def test_the_filtered_wrong_key_is_never_the_key_unless_nothing_else_was_rejected():
