@@ -111,21 +111,24 @@ def table(lines: list[dict]) -> list[str]:
     return study.markdown(head, rows)
 
 
-def titles(lines: list[dict]) -> tuple[str, str]:
-    """Over all places and seeds."""
-    cosines, ratios = [], []
-    for place in study.labels_of(lines):
-        cosine, ratio = seen(lines, place)
-        cosines.append(cosine)
-        ratios.append(ratio / ratio[:, :1])
-    cosine, ratio = np.vstack(cosines), np.vstack(ratios)
+def entitle(left, right, lines: list[dict]) -> None:
+    cosine, _ = seen(lines, "base")
     of_rlsd = [name.startswith("RLSD") for name in METHODS]
-    opsd = list(METHODS).index("OPSD")
-    lowest, other = cosine[:, of_rlsd].min(), cosine[:, opsd].mean()
-    mean, of_opsd = ratio[:, of_rlsd].mean(), ratio[:, opsd].mean()
-    return (
-        f"Cosine with RLVR: RLSD {lowest:.2f} or more, OPSD {other:.2f}",
-        f"Signal per noise: RLSD {mean:.1f}, OPSD {of_opsd:.1f} times RLVR's",
+    study.claim(
+        left,
+        "At the base RLSD's mean gradient has the direction of RLVR's,\nwhatever eps_w is",
+        bool((cosine[:, of_rlsd] > 0.99).all()),
+        "The direction of the mean gradient",
+    )
+    opsd, highest = list(METHODS).index("OPSD"), []
+    for place in study.labels_of(lines):
+        _, ratio = seen(lines, place)
+        highest.append((ratio.argmax(1) == opsd).all())
+    study.claim(
+        right,
+        "OPSD's gradient has the most signal per noise, on every base",
+        all(highest),
+        "Signal per noise of the gradient",
     )
 
 
@@ -160,14 +163,13 @@ def main() -> None:
     lines = study.run_all("direction", flags, runs, measure)
     study.say(table(lines))
     figure, axes = study.panels(1, 2, width=6)
-    (left, right), (cosine, ratio) = axes[0], titles(lines)
+    left, right = axes[0]
+    entitle(left, right, lines)
     draw(left, lines, lambda lines, place: seen(lines, place)[0])
     left.set_xlabel("cosine of its mean gradient with RLVR's")
-    study.title(left, cosine)
     left.legend(frameon=False)
     draw(right, lines, lambda lines, place: seen(lines, place)[1])
     right.set_xlabel("signal per noise of its gradient, RLVR's is 1")
-    study.title(right, ratio)
     study.finish(figure, "direction", flags)
 
 

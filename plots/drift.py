@@ -90,7 +90,7 @@ def table(lines: list[dict]) -> list[str]:
     return study.markdown(head, rows)
 
 
-def draw_doses(panel, lines: list[dict], of, named: str) -> None:
+def draw_doses(panel, lines: list[dict], of, named: str, what: str) -> None:
     """Gain or leak against eps_w, a colour per noise; dashed where lam is held. Bars: all seeds.
 
     The names stand at the ends of the curves of the `named` schedule.
@@ -110,9 +110,9 @@ def draw_doses(panel, lines: list[dict], of, named: str) -> None:
     panel.set_xticks(range(len(CLIPS)), [f"{clip:g}" for clip in CLIPS])
     panel.axhline(0, color="#888888", linewidth=0.8)
     rlsd.name_ends(panel, ends)
-    first, last = ends[0][3], ends[-1][3]
-    told = f"noise {NOISES[0]:g}: {first:+.2f}, {NOISES[-1]:g}: {last:+.2f}"
-    study.title(panel, f"lam {named}, eps_w 4, at {told}")
+    heights = [height for *_, height in ends]  # from the lowest noise to the highest
+    text = f"lam {named}, eps_w 4: the more noise, the more {what} in the mean"
+    study.claim(panel, text, heights == sorted(heights), f"lam {named}: {what}")
 
 
 def draw_controls(panel, lines: list[dict]) -> None:
@@ -127,10 +127,12 @@ def draw_controls(panel, lines: list[dict]) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_xlabel(f"noise {CONTROLLED}: gain over RLVR (blue), highest leakage (red)")
     panel.set_xlim(None, 1.03)
-    told = []
-    for name in ("RLSD, eps_w 1, held", "balanced, held", "unsigned, held"):
-        told.append(f"{name.partition(',')[0]} {leak(lines, name, CONTROLLED).mean():.2f}")
-    study.title(panel, f"Leak, held: {', '.join(told)}")
+    rlsds = leak(lines, "RLSD, eps_w 1, held", CONTROLLED)
+    quiet = leak(lines, "unsigned, held", CONTROLLED)
+    text = f"Noise {CONTROLLED}: without the sign there is no leak and no gain"
+    no_gain = abs(gain(lines, "unsigned, held", CONTROLLED).mean()) < 0.02
+    holds = quiet.max() < 0.1 < rlsds.mean() and no_gain
+    study.claim(panel, text, holds, f"Noise {CONTROLLED}: the controls")
 
 
 def main() -> None:
@@ -142,9 +144,9 @@ def main() -> None:
     draw_controls(controls, lines)
     if doses:
         left, right = doses
-        draw_doses(left, lines, gain, named="falling")
+        draw_doses(left, lines, gain, "falling", "gain")
         left.set_ylabel("gain over RLVR, accuracy in the mean over the run")
-        draw_doses(right, lines, leak, named="held")
+        draw_doses(right, lines, leak, "held", "leakage")
         right.set_ylabel("highest leakage of the run (share)")
     study.finish(figure, "drift", flags)
 

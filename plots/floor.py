@@ -210,8 +210,10 @@ def main() -> None:
     panel = axes[0, 0]
     top = 1.1 * max(values.max() for _, values in terms.values())
     panel.set(xlabel=rlsd.QUANTITIES["step"], ylabel="nats per response", ylim=(0, top))
-    told = f"OPSD's loss ends at {loss:.2f} nats; the key alone tells {information:.2f}"
-    study.title(panel, told)
+    text = "OPSD's loss stops at what the key tells; OPD's goes on falling"
+    opd = terms["opd"][1][:, -1].max() if "opd" in terms else information
+    holds = bool(loss - information < 0.2 and opd < information)
+    study.claim(panel, text, holds, "The parts of the loss")
     study.draw_curves(panel, terms, NAMES, COLOURS)
     study.finish(figure, "floor", flags)
 

@@ -183,18 +183,21 @@ def table(lines: list[dict]) -> list[str]:
     return study.markdown(head, rows)
 
 
-def title(quantity: str, values: dict[str, np.ndarray]) -> str:
+def entitle(panel, quantity: str, values: dict[str, np.ndarray], cite: float) -> None:
     """values: teacher -> (seeds, evaluations)."""
+    where = f"cites planted: {cite:g}"
     if quantity == "teacher":
         moved = values["copied every 20 steps"][:, 1:]
-        return f"Delta_T is positive in {(moved > 0).sum()} of {moved.size} copies"
-    told = []
-    for name, one in values.items():
-        share = one.max(1).mean()
-        if quantity == "signal":
-            share = one[:, -1].mean() / one[:, 0].mean()
-        told.append(f"{name.removeprefix('copied ')} {share:.0%}")
-    return f"{'Signal left' if quantity == 'signal' else 'Leakage'}: {', '.join(told)}"
+        text = f"A copy often makes the loss larger ({where})"
+        study.claim(panel, text, bool((moved > 0).mean() > 0.5), f"Delta_T ({where})")
+    elif quantity == "signal":
+        left = {name: (one[:, -1] / one[:, 0]).mean() for name, one in values.items()}
+        text = f"The frozen teacher's signal shrinks most ({where})"
+        study.claim(panel, text, min(left, key=left.get) == "frozen", f"Signal ({where})")
+    else:
+        lowest = min(one.max(1).min() for one in values.values())
+        text = f"Every teacher leaks ({where})"
+        study.claim(panel, text, lowest > 0.1, f"Leakage ({where})")
 
 
 def draw(panel, lines: list[dict], quantity: str, teachers: list[str], cite: float) -> None:
@@ -208,7 +211,7 @@ def draw(panel, lines: list[dict], quantity: str, teachers: list[str], cite: flo
     panel.set_xlabel(f"training step; homework with a share {cite:g} of cites")
     panel.set_ylabel(SHOWN[quantity])
     values = {name: value for name, (_, value) in found.items()}
-    study.title(panel, title(quantity, values))
+    entitle(panel, quantity, values, cite)
     if quantity == "leakage":
         panel.set_ylim(rlsd.SHARE)
     study.draw_curves(panel, found, NAMES, COLOURS)
