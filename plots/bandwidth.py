@@ -99,7 +99,7 @@ def draw(upper, lower, lines: list[dict], kind: str) -> None:
     colours = {f"{target}, {kind}": colour for target, colour in COLOURS.items()}
     study.draw_runs(upper, lines, "leakage", names, colours)
     study.draw_runs(lower, lines, "accuracy", names, colours)
-    told = kind.replace("_kl", " KL").capitalize()
+    told = {"reverse_kl": "Reverse KL", "forward_kl": "Forward KL"}[kind]
     leaks = min(study.leaks(lines, label).min() for label in names)
     text = f"{told}: every run leaks, whatever its target"
     study.claim(upper, text, leaks > 0.1, f"{told}: leakage")

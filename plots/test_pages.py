@@ -15,6 +15,8 @@ from unittest import mock
 
 import pytest
 import torch
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 import rlsd
@@ -538,6 +540,39 @@ def test_every_study_runs_at_a_toy_size_and_leaves_a_figure_and_a_log(name, toy,
     assert figures == ([] if name == "lesson" else [f"plots/{name}.png"])
     for figure in figures:
         assert Path(figure).read_bytes().startswith(b"\x89PNG")
+
+
+DRAWN = [name for name in LOGGED if name != "lesson"]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_in_the_figure_of_a_committed_log_is_cut_off(name, tmp_path, monkeypatch):
+    committed = study.read_lines(ROOT / f"plots/reference/runs/{name}.jsonl")
+    figures = []
+
+    def lines_of(_, flags, runs, *measure) -> list[dict]:
+        labels = [label for label, _, _ in runs]
+        return [line for line in committed if line["label"] in labels]
+
+    monkeypatch.setattr(study, "run_all", lines_of)
+    monkeypatch.setattr(study, "finish", lambda figure, *_: figures.append(figure))
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path)])
+    MODULES[name].main()
+    [figure] = figures
+    figure.draw_without_rendering()
+    ticks = [text for panel in figure.axes for text in panel.get_xticklabels()]
+    ticks += [text for panel in figure.axes for text in panel.get_yticklabels()]
+    boxes = []
+    for text in figure.findobj(Text):
+        if text.get_text().strip() and text not in ticks:
+            box = text.get_window_extent()
+            assert figure.bbox.padded(1).contains(box.x0, box.y0), text.get_text()
+            assert figure.bbox.padded(1).contains(box.x1, box.y1), text.get_text()
+            boxes.append((text, box))
+    for (one, box), (other, its_box) in itertools.combinations(boxes, 2):
+        overlap = Bbox.intersection(box.padded(-1), its_box.padded(-1))
+        assert one.axes is other.axes or overlap is None, (one.get_text(), other.get_text())
 
 
 def some_curves(config: rlsd.Config, method) -> dict:
