@@ -111,6 +111,8 @@ def most_telling(shots: list[rlsd.Runs]) -> int:
 
 def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     """Writes a film, and the PNG beside it."""
+    from PIL import Image
+
     shots = frames(runs)
     verifier = "exact verifier"
     if config.false_negatives or config.false_positives:
@@ -123,7 +125,10 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
     pictures = [picture(shot, config.steps, told) for shot in shots]
     # One palette for all frames, so that equal pixels stay equal, which makes the file small.
-    palette = pictures[-1].quantize(128)
+    every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))
+    for n, one in enumerate(pictures):
+        every.paste(one, (0, n * one.height))
+    palette = every.quantize(256)
     quantized = [one.quantize(palette=palette, dither=0) for one in pictures]
     durations = [MILLISECONDS] * (len(pictures) - 1) + [PAUSE]
 
