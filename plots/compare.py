@@ -1,10 +1,15 @@
 """Tables and figures of runs that belong together, from their logs.
 
     python -m plots.compare [FOLDER ...]        by default the folder is plots
+    python -m plots.compare --class FOLDER      a folder with a subfolder for each student
 
 Reads FOLDER/runs/*.jsonl; several folders are the parts of one sweep, such as more seeds. Runs with
 the same settings belong together, whatever their names and their steps are. For each group of runs
 a table is printed, and a figure is drawn in the first folder.
+
+With --class, FOLDER/NAME/runs/*.jsonl are the runs of one student, who gave --out FOLDER/NAME. The
+figure has a dot per run: equal seeds from two machines are two runs, since the machines round
+differently.
 """
 
 import argparse
@@ -164,12 +169,66 @@ def figure_name(config: rlsd.Config, runs: rlsd.Runs) -> str:
     return rlsd.settings_name(config, "all", told) + ".png"
 
 
+ClassRuns = dict[str, list[tuple[float, float]]]  # mode -> (accuracy at the end, leakage) per run
+
+
+def class_groups(folder: Path) -> list[tuple[rlsd.Config, ClassRuns]]:
+    """For each group of runs of a class: a config, and the runs. UserError if there are none."""
+    found = {}
+    for student in sorted(folder.glob("*/runs")):
+        for config, runs in groups([student.parent]):
+            settings = replace(config, mode="rlsd", seed=0)
+            _, of_class = found.setdefault(settings, (config, {}))
+            for (mode, _), records in in_order(runs).items():
+                leak = max(values(records, "leakage"))
+                of_class.setdefault(mode, []).append((records[-1]["accuracy"], leak))
+    if not found:
+        raise rlsd.UserError(f"no logs of runs in {folder}/*/runs")
+    return list(found.values())
+
+
+def draw_class(runs: ClassRuns, path: Path) -> None:
+    """A column of dots per mode, a dot per run: accuracy at the end, and highest leakage."""
+    from plots import study  # here, because it imports this file
+
+    figure, axes = study.panels(1, 2, width=6)
+    titles = "right answers at the end", "highest leakage of a run"
+    for n, (panel, title) in enumerate(zip(axes[0], titles)):
+        columns = {NAMES[mode]: np.array(pairs)[:, n] for mode, pairs in runs.items()}
+        study.draw_dots(panel, columns, {NAMES[mode]: COLOURS[mode] for mode in runs})
+        panel.set_xticks(range(len(columns)), columns)
+        panel.set(ylim=rlsd.SHARE, ylabel="share")
+        count = max(map(len, runs.values()))
+        study.title(panel, f"{title}; {count} runs per method, a dot for each")
+    figure.suptitle(path.stem)
+    rlsd.write_whole(path, lambda part: figure.savefig(part, format="png"))
+
+
+def show_class(folder: Path) -> None:
+    for config, runs in class_groups(folder):
+        name = rlsd.settings_name(replace(config, seed=0), "class", "").replace("-s", "", 1)
+        path = folder / f"{name}.png"
+        draw_class(runs, path)
+        print(
+            f"figure {path}", "| method | runs | accuracy at the end | highest leakage |", sep="\n"
+        )
+        print("|---|---|---|---|")
+        for mode, pairs in runs.items():
+            end, leak = (spread(column) for column in zip(*pairs))
+            print(f"| {NAMES[mode]} | {len(pairs)} | {end} | {leak} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, description="Tables and figures of runs.", allow_abbrev=False
     )
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("plots")], metavar="FOLDER")
-    folders = parser.parse_args().folders
+    parser.add_argument("--class", type=Path, dest="of_class", help="a folder of students' folders")
+    flags = parser.parse_args()
+    if flags.of_class is not None:
+        show_class(flags.of_class)
+        return
+    folders = flags.folders
     for config, runs in groups(folders):
         figure = folders[0] / figure_name(config, runs)
         rlsd.draw_figure(figure, runs, figure.stem, config.steps, reference={})

@@ -1,17 +1,38 @@
-"""The answers to the lesson's three predictions (plots/LESSON.md), on two seeds.
+"""The numbers of the lesson's exercises (plots/LESSON.md), on two seeds.
 
 python -m plots.lesson [--quick]        runs/lesson.jsonl under --out
 """
 
 import argparse
+from dataclasses import dataclass
 
 from torch import Tensor
 
 import rlsd
 from plots import compare, study, variants
+from tiny_tasks import Carry
 
 HELD = study.HELD_AT_1
+NOISY = HELD | study.error_rates(0.4)
 COIN = HELD | study.error_rates(0.5)
+
+
+class Plain(Carry):
+    """Column addition in which no carry is written down."""
+
+    name = "plain"
+
+    def working(self, problem, rng, homework, key_open):
+        text, key = super().working(problem, rng, homework, key_open)
+        return text.replace("c", "-"), key
+
+
+@dataclass(frozen=True)
+class PlainConfig(rlsd.Config):
+    task: str = rlsd.setting(Plain.name, "the arithmetic", Plain.name)
+
+    def make_task(self) -> Plain:
+        return Plain(self.digits, self.slip, self.cite)
 
 
 def without_sign(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
@@ -24,11 +45,17 @@ def without_sign(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
 
 
 RUNS = {
+    "OPSD": ({"mode": "opsd"}, rlsd.method_loss),
     "OPSD, never copied": ({"mode": "opsd", "teacher_refresh": 1000}, rlsd.method_loss),
-    "coin, RLSD": ({"mode": "rlsd", **COIN}, rlsd.method_loss),
-    "coin, CEPO": ({"mode": "cepo", **COIN}, rlsd.method_loss),
     "RLSD": ({"mode": "rlsd", **HELD}, rlsd.method_loss),
     "RLSD without the sign": ({"mode": "rlsd", **HELD}, without_sign),
+    "RLSD, sign reversed": ({"mode": "rlsd", **HELD}, variants.away),
+    "noise, RLSD": ({"mode": "rlsd", **NOISY}, rlsd.method_loss),
+    "noise, RLSD, sign reversed": ({"mode": "rlsd", **NOISY}, variants.away),
+    "noise, MINE": ({"mode": "rlsd", **NOISY}, variants.negative_only),
+    "coin, RLSD": ({"mode": "rlsd", **COIN}, rlsd.method_loss),
+    "coin, CEPO": ({"mode": "cepo", **COIN}, rlsd.method_loss),
+    "plain, RLSD": ({"mode": "rlsd"}, rlsd.method_loss),
 }
 
 
@@ -37,21 +64,24 @@ def plan(flags: argparse.Namespace) -> list[tuple]:
     runs = []
     for seed in study.seeds_of(flags):
         for label, (settings, method) in RUNS.items():
-            runs.append((label, study.config_of(flags, seed, **settings), method))
+            make = PlainConfig if label.startswith("plain") else rlsd.Config
+            runs.append((label, study.config_of(flags, seed, make, **settings), method))
     return runs
 
 
 def table(lines: list[dict]) -> list[str]:
     rows = []
     for label in study.labels_of(lines):
+        accuracy = study.curves(lines, "accuracy", label)
         quantities = (
-            compare.highest(study.curves(lines, "accuracy", label)),
+            accuracy[:, 0],
+            compare.highest(accuracy),
             study.ends(lines, label),
             study.leaks(lines, label),
             study.curves(lines, "leakage", label)[:, -1],
         )
         rows.append((label, *map(per_seed, quantities)))
-    head = ("per seed", "highest accuracy", "at the end", "highest leakage", "at the end")
+    head = ("seeds 0, 1", "base", "highest accuracy", "at the end", "highest leakage", "at the end")
     return study.markdown(head, rows)
 
 

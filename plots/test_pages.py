@@ -495,6 +495,24 @@ def test_of_two_runs_with_the_same_settings_mode_and_seed_the_longer_one_is_take
     assert runs["rlsd", 0][-1]["step"] == 60
 
 
+def test_a_class_counts_equal_seeds_of_two_students_separately(tmp_path, toy, capsys):
+    for student, mode in itertools.product(("ann", "bob"), ("rlvr", "opsd")):
+        write_run(tmp_path / student, mode, mode=mode, seed=3)
+    toy("compare", "--class", str(tmp_path))
+    said = capsys.readouterr().out
+    assert "| RLVR | 2 |" in said and "| OPSD | 2 |" in said
+    [figure] = tmp_path.glob("*.png")
+    assert f"figure {figure}" in said
+
+
+def test_a_class_without_logs_is_told_where_they_were_looked_for(tmp_path, toy, capsys):
+    with pytest.raises(SystemExit) as exit:
+        toy("compare", "--class", str(tmp_path))
+    assert (
+        exit.value.code == 2 and f"no logs of runs in {tmp_path}/*/runs" in capsys.readouterr().err
+    )
+
+
 # ==== The studies ====
 
 
