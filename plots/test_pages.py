@@ -600,7 +600,7 @@ def some_curves(config: rlsd.Config, method) -> dict:
     return study.columns(records, study.CURVES)
 
 
-@pytest.mark.parametrize("name", ["ahead", "bandwidth", "baselines", "drift"])
+@pytest.mark.parametrize("name", ["ahead", "bandwidth", "baselines", "contrast", "drift"])
 def test_the_long_form_of_a_study_has_a_table_and_a_figure_too(name, toy, monkeypatch, capsys):
     monkeypatch.setattr(study, "curves_of_run", some_curves)
     toy(name, "--digits", "2", "--steps", "60", "--seeds", "2")
