@@ -1133,6 +1133,51 @@ def test_the_progress_line_is_cut_to_the_width_of_the_terminal(monkeypatch, caps
 
 
 @pytest.fixture
+def clock(monkeypatch):
+    """The page's time in seconds, which a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(rlsd.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_time_left_is_that_of_the_phase_and_not_of_what_ran_before(clock, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monitor = rlsd.Monitor(TOY, Path("figure.png"), {})
+    clock[0] = 100.0
+    monitor.begin(["rlsd, seed 0"])
+    clock[0] = 110.0
+    monitor.progress("rlsd, seed 0", 1, 2)
+    assert " 10 s left" in capsys.readouterr().err
+
+
+def test_drawing_takes_at_most_a_twentieth_of_the_time(clock, monkeypatch):
+    def draw_for_three_seconds(*_):
+        clock[0] += 3
+
+    monkeypatch.setattr(rlsd, "draw_figure", draw_for_three_seconds)
+    monitor = rlsd.Monitor(TOY, Path("figure.png"), {})
+    [records] = imagine("rlsd", *[0.5] * 400).values()
+    for record in records:
+        clock[0] += 1
+        monitor.add(record | {"greedy_accuracy": 0.5, "kl": 0.1})
+    assert 0.04 < monitor.drawing / clock[0] < 0.06
+
+
+def test_a_sweep_on_many_cores_starts_eight_workers_at_most(run, monkeypatch):
+    counts = []
+    monkeypatch.setattr(rlsd, "cores", lambda: 64)
+    monkeypatch.setattr(rlsd, "can_start_workers", lambda: True)
+    monkeypatch.setattr(rlsd, "side_by_side", lambda _, workers, *__: counts.append(workers) or [])
+    run("--mode rlvr --seeds 20")
+    assert counts == [8]
+
+
+def test_tiktoken_is_bounded_where_it_is_installed_from():
+    for name in ("requirements.txt", "rlsd.py"):
+        assert "tiktoken>=0.7,<0.15" in (HERE / name).read_text("utf-8")
+
+
+@pytest.fixture
 def draw(tmp_path, monkeypatch):
     """Draws runs. Returns the panels of the figure."""
 

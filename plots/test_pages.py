@@ -31,7 +31,10 @@ for path in sorted(ROOT.glob("plots/*.py")):
     if not path.stem.startswith("test_") and "study.run_all(" in path.read_text("utf-8"):
         MODULES[path.stem] = importlib.import_module(f"plots.{path.stem}")
 UNTRAINED = ("belief", "credit", "push")  # studies without --steps and --seeds
-LOGGED = [name for name in MODULES if name != "credit"]  # whose tables are in the pages
+LOGGED = []  # the studies that have run in full, and whose tables are in the pages
+for name in MODULES:
+    if name != "credit" and (ROOT / f"plots/reference/runs/{name}.jsonl").exists():
+        LOGGED.append(name)
 
 
 def rows_of(name: str) -> list[str]:
@@ -700,19 +703,34 @@ def leakage(sweep: dict, mode: str):
     return compare.highest(sweep[mode]["leakage"])
 
 
-@pytest.mark.parametrize(
-    "sweep, condition",
-    [
-        (EXACT, ""),
-        (NOISY, ", noisy and held"),
-        (EXACT_HELD, ", exact and held"),
-        (NOISY_FALLING, ", noisy and falling"),
-    ],
-)
-def test_the_readmes_table_is_that_of_the_sweeps(sweep, condition):
-    for row in compare.table(sweep)[2:]:
-        name = row.split("|")[1].strip()
-        assert row.replace(f"| {name} |", f"| {name}{condition} |") in README
+STRICT = study.read_lines(ROOT / "plots/reference/runs/strict.jsonl")
+
+
+def strictly(method: str, rate: float = 0.5) -> tuple:
+    """Accuracy at the end and highest leakage at a rate of false negatives."""
+    label = strict.label_of(rate, method)
+    return study.ends(STRICT, label), study.leaks(STRICT, label)
+
+
+def of_sweep(sweep: dict, mode: str) -> tuple:
+    return end(sweep, mode), leakage(sweep, mode)
+
+
+def test_the_readmes_table_is_that_of_the_sweeps_and_of_strict():
+    rows = [("exact", compare.NAMES[mode], of_sweep(EXACT, mode)) for mode in EXACT]
+    rows += [("exact", "RLSD, held", of_sweep(EXACT_HELD, "rlsd"))]
+    rows += [("exact", "RLSD, held, 480 steps", strictly("RLSD, held", 0.0))]
+    rows += [("strict", method, strictly(method)) for method in ("RLVR", "RLSD, held")]
+    rows += [("strict", "RLSD", strictly("RLSD, paper"))]
+    rows += [("strict", "CEPO, held", strictly("CEPO, held"))]
+    rows += [("strict", "RLVR + OPSD, held", strictly("RLVR + OPSD"))]
+    rows += [("noisy", "RLVR", of_sweep(NOISY, "rlvr"))]
+    rows += [("noisy", "RLSD, held", of_sweep(NOISY, "rlsd"))]
+    rows += [("noisy", "RLSD", of_sweep(NOISY_FALLING, "rlsd"))]
+    rows += [("noisy", "CEPO, held", of_sweep(NOISY, "cepo"))]
+    for verifier, method, (ends, leaks) in rows:
+        row = f"| {verifier} | {method} | {compare.spread(ends)} | {compare.spread(leaks)} |"
+        assert row in README, row
 
 
 def test_the_sweeps_have_ten_seeds_each():
@@ -720,27 +738,35 @@ def test_the_sweeps_have_ten_seeds_each():
         assert all(list(curve["seed"]) == list(range(10)) for curve in sweep.values())
 
 
-def test_the_readmes_findings_have_the_numbers_of_the_sweeps():
+def test_the_readmes_findings_have_the_numbers_of_the_logs():
     level = abs(compare.leads(EXACT, "rlsd", "rlvr"))
     lead = compare.leads(NOISY, "cepo", "rlvr")
-    leaks = leakage(NOISY, "rlsd")
-    others = [leakage(sweep, "rlsd").max() for sweep in (EXACT, EXACT_HELD, NOISY_FALLING)]
+    held, leaks = strictly("RLSD, held")
+    rlvr, _ = strictly("RLVR")
+    _, paper = strictly("RLSD, paper")
+    _, cepo = strictly("CEPO, held")
+    noisy = leakage(NOISY, "rlsd")
+    papers = max(paper.max(), leakage(NOISY_FALLING, "rlsd").max(), leakage(EXACT, "rlsd").max())
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
         f"differ on no seed by more than {level.max():.3f}.",
-        f"with the weight held it is level, too ({end(EXACT_HELD, 'rlsd').mean():.3f})",
-        f"reaches {leaks.mean():.2f} ({leaks.min():.2f} to {leaks.max():.2f})",
-        f"ends at {end(NOISY, 'rlsd').mean():.2f}, where RLVR ends at "
-        f"{end(NOISY, 'rlvr').mean():.2f}",
-        f"exceeds one half on {(leaks > 0.5).sum()} of 10 seeds",
-        f"on which RLSD leaks {leaks[0]:.2f} at most",
-        f"it falls to {end(NOISY, 'rlvr').min():.2f} on one seed",
-        f"RLSD's leakage is {max(others):.3f} at most",
-        f"CEPO's leakage is {leakage(NOISY, 'cepo').max():.3f} at most",
-        f"CEPO ends at {end(NOISY, 'cepo').mean():.2f}.",
-        f"ahead of RLVR by {lead.mean():.3f}, and it is ahead on {(lead > 0).sum()} of 10 seeds",
+        f"its leakage reaches {leaks.mean():.2f} ({leaks.min():.2f} to {leaks.max():.2f})",
+        f"exceeds 0.1 on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
+        f"ends at {held.mean():.2f}, where RLVR ends at {rlvr.mean():.2f}",
+        f"In the noisy setting its leakage reaches {noisy.mean():.2f} and exceeds 0.1 on "
+        f"{(noisy > 0.1).sum()} of 10 seeds",
+        f"its leakage is {papers:.3f} at most in all three settings",
+        f"Its leakage is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
+        f"averaged over the run, is {lead.mean():.3f} above RLVR's, and it is above on "
+        f"{(lead > 0).sum()} of {len(lead)} seeds",
     ):
         assert said in README, said
+
+
+def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
+    _, strict_rlvr = strictly("RLVR")
+    rlvr = max(leakage(EXACT, "rlvr").max(), leakage(NOISY, "rlvr").max(), strict_rlvr.max())
+    assert rlvr < 0.04 and "stays below 0.04" in README
 
 
 def test_the_verdicts_that_cite_the_exact_sweep_have_its_numbers():
