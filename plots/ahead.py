@@ -137,12 +137,13 @@ def draw(panel, lines: list[dict], noise: float) -> None:
     if noise == 0:
         tuned = [lead(lines, name, noise)[0] for name in others if "default" not in name]
         level = all(abs(ahead.mean()) <= interval(ahead) for ahead in tuned)
-        text = "Exact verifier: at its best rate no method is ahead of RLVR,\nnor behind it"
+        text = "Exact verifier: at its best rate,\nno method clearly differs from RLVR"
         study.claim(panel, text, level, "Exact verifier")
     else:
-        ahead, _ = lead(lines, "CEPO, held", noise)
-        text = f"Noise {noise:g}: CEPO is ahead of RLVR on every seed"
-        study.claim(panel, text, bool((ahead > 0).all()), f"Noise {noise:g}")
+        names = ("CEPO, held", "RLVR + OPSD, falling")
+        lowest = min(lead(lines, name, noise)[0].min() for name in names)
+        text = f"Noise {noise:g}: CEPO and RLVR + OPSD are ahead of RLVR on every seed"
+        study.claim(panel, text, bool(lowest > 0), f"Noise {noise:g}")
 
 
 def main() -> None:

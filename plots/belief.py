@@ -123,7 +123,7 @@ def draw_examples(panel, responses: list[dict]) -> None:
                 break
     panel.set(xlabel="tokens written", ylabel="belief that it ends at the answer")
     panel.set_ylim(-0.02, 1.35)
-    study.title(panel, "Line: product of P_T / P_S; dots: counted")
+    study.title(panel, "Line: initial belief times product; dots: counted")
 
 
 def draw_all(panel, line: dict, name: str) -> None:
@@ -138,7 +138,7 @@ def draw_all(panel, line: dict, name: str) -> None:
             y.append(counted[inside].mean())
     panel.plot(x, y, marker="o", color="black")
     panel.plot((0, 1), (0, 1), color="#888888", linewidth=0.8)
-    panel.set(xlabel="product of P_T / P_S (black: means of bins)", xlim=(-0.02, 1.5))
+    panel.set(xlabel="initial belief times product of P_T / P_S (black: bins)", xlim=(-0.02, 1.5))
     panel.set(ylabel="counted over continuations", ylim=(-0.02, 1.02))
     error = np.abs(counted - product).mean()
     study.title(panel, f"{name}: mean absolute error {error:.3f}")

@@ -161,7 +161,7 @@ def draw(panel, lines: list[dict], world: str, of: Callable, short: str, quantit
         ends.append((method, COLOURS[method], end, mean[-1]))
     rlsd.name_ends(panel, ends)
 
-    study.title(panel, f"{short}, against the amount of errors")
+    study.title(panel, f"{short}, against the error rate")
 
 
 def main() -> None:

@@ -110,9 +110,9 @@ def draw(panel, one: dict, label: str) -> None:
     panel.imshow([one[mode] for mode in MODES], aspect="auto", cmap="RdBu", vmin=-3, vmax=3)
     for row, mode in enumerate(MODES):
         for column, value in enumerate(one[mode]):
-            look = {"ha": "center", "va": "center", "fontsize": 9}
+            look = {"ha": "center", "va": "center", "fontsize": 8}
             ink = "white" if abs(value) > 2 else "black"
-            panel.text(column, row, f"{value:+.1f}", color=ink, **look)
+            panel.text(column, row, f"{value:+.2f}", color=ink, **look)
     tokens = [token[-4:] for token in one["tokens"]]
     panel.set_xticks(range(len(tokens)), tokens, family="monospace")
     panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])

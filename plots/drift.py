@@ -111,7 +111,7 @@ def draw_doses(panel, lines: list[dict], of, named: str, what: str) -> None:
     panel.axhline(0, color="#888888", linewidth=0.8)
     rlsd.name_ends(panel, ends)
     heights = [height for *_, height in ends]  # from the lowest noise to the highest
-    text = f"lam {named}, eps_w 4: the more noise, the more {what} in the mean"
+    text = f"lam {named}, eps_w 4: in the mean, the more noise, the more {what}"
     study.claim(panel, text, heights == sorted(heights), f"lam {named}: {what}")
 
 
@@ -129,7 +129,7 @@ def draw_controls(panel, lines: list[dict]) -> None:
     panel.set_xlim(None, 1.03)
     rlsds = leak(lines, "RLSD, eps_w 1, held", CONTROLLED)
     quiet = leak(lines, "unsigned, held", CONTROLLED)
-    text = f"Noise {CONTROLLED}: without the sign there is no leak and no gain"
+    text = f"Noise {CONTROLLED}: the unsigned weight neither gains nor leaks"
     no_gain = abs(gain(lines, "unsigned, held", CONTROLLED).mean()) < 0.02
     holds = quiet.max() < 0.1 < rlsds.mean() and no_gain
     study.claim(panel, text, holds, f"Noise {CONTROLLED}: the controls")

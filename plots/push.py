@@ -121,7 +121,7 @@ def main() -> None:
     panel.set_yscale("symlog", linthresh=10)  # log P_S of a rare token may move far
     panel.set_xlabel("push on the token by the formula (nats per unit of step size)")
     panel.set_ylabel("measured rise of log P_S (same unit)")
-    text = "With a coin for a reward, tokens with a clear push\nmove as the proposition says"
+    text = "The reward is a coin: nearly all tokens\nwith a clear push move as predicted"
     study.claim(panel, text, agree > 0.95, "Push and measured rise, with a coin for a reward")
     study.finish(figure, "push", flags)
 

@@ -153,9 +153,11 @@ def table(lines: list[dict]) -> list[str]:
     error = np.abs(np.diff(values["loss"]) - student - teacher).max()
     add("L(k+1) - L(k) = Delta_S + Delta_T", f"largest error {error:.0e}", error < 1e-6)
     vanishes = (left[frozen] < 0.25).all()
-    add("Prop. 2: a frozen teacher's signal vanishes", told("signal", frozen), vanishes)
+    add(
+        "Prop. 2: a frozen teacher's signal falls below a quarter", told("signal", frozen), vanishes
+    )
     above = (end["right"] - end["marginal"])[frozen]
-    what = "right answers above it " + "; ".join(f"{one:+.3f}" for one in above)
+    what = "right answers minus the marginal's " + "; ".join(f"{one:+.3f}" for one in above)
     add("Prop. 2: its student stops at its marginal", what, (np.abs(above) < 0.05).all())
 
     # A teacher that is copied at every step is another one within 20 steps.
@@ -164,7 +166,7 @@ def table(lines: list[dict]) -> list[str]:
     add("Theorem 2: Delta_S <= 0", what, (worked <= 0).all())
     larger = (moved > np.abs(student[twenty])).sum()
     what = f"is in {(moved > 0).sum()} of {moved.size}, up to {moved.max():.2f}"
-    what += f"; larger than Delta_S in {larger}"
+    what += f"; larger than |Delta_S| in {larger}"
     add("Theorem 2: Delta_T may be positive", what, (moved > 0).any())
 
     falls = np.diff(values["information"])[~frozen] < -1e-6
@@ -192,11 +194,11 @@ def entitle(panel, quantity: str, values: dict[str, np.ndarray], cite: float) ->
         study.claim(panel, text, bool((moved > 0).mean() > 0.5), f"Delta_T ({where})")
     elif quantity == "signal":
         left = {name: (one[:, -1] / one[:, 0]).mean() for name, one in values.items()}
-        text = f"The frozen teacher's signal shrinks most ({where})"
+        text = f"By the end the frozen teacher's signal has shrunk most ({where})"
         study.claim(panel, text, min(left, key=left.get) == "frozen", f"Signal ({where})")
     else:
         lowest = min(one.max(1).min() for one in values.values())
-        text = f"Every teacher leaks ({where})"
+        text = f"The student leaks with every teacher ({where})"
         study.claim(panel, text, lowest > 0.1, f"Leakage ({where})")
 
 
@@ -208,7 +210,7 @@ def draw(panel, lines: list[dict], quantity: str, teachers: list[str], cite: flo
             continue  # it moves between evaluations
         label = f"{name}, cite {cite:g}"
         found[name] = study.steps(lines, label), study.curves(lines, quantity, label)
-    panel.set_xlabel(f"training step; homework with a share {cite:g} of cites")
+    panel.set_xlabel(f"training step; {cite:.0%} of the pretraining workings cite")
     panel.set_ylabel(SHOWN[quantity])
     values = {name: value for name, (_, value) in found.items()}
     entitle(panel, quantity, values, cite)
