@@ -1275,13 +1275,15 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
             at = {"ha": "center", "va": "center", "family": "monospace"}
             panel.text(x + size / 2, middle, token, color=ink, **at)
             x += size
-        verdict = "right" if shown["right"] else "wrong"
-        rewarded = f"{shown['group_rewarded']} of {shown['group_size']} rewarded"
-        if shown["group_rewarded"] in (0, shown["group_size"]) and not any(
-            shown["token_advantage"]
-        ):
-            rewarded = "equal rewards: no push"
-        panel.text(x + 0.5, middle, f"{verdict}; {rewarded}", va="center")
+        told = "right" if shown["right"] else "wrong"
+        equal = shown["group_rewarded"] in (0, shown["group_size"])
+        if record["mode"] in ("opd", "opsd"):
+            pass  # they use no reward
+        elif equal and not any(shown["token_advantage"]):
+            told += "; equal rewards: no push"
+        else:
+            told += f"; {shown['group_rewarded']} of {shown['group_size']} rewarded"
+        panel.text(x + 0.5, middle, told, va="center")
 
 
 def reference_runs(config: Config, seeds: set[int], folder: Path, own_mode: bool) -> Runs:

@@ -717,17 +717,18 @@ def of_sweep(sweep: dict, mode: str) -> tuple:
 
 
 def test_the_readmes_table_is_that_of_the_sweeps_and_of_strict():
-    rows = [("exact", compare.NAMES[mode], of_sweep(EXACT, mode)) for mode in EXACT]
-    rows += [("exact", "RLSD, held", of_sweep(EXACT_HELD, "rlsd"))]
-    rows += [("exact", "RLSD, held, 480 steps", strictly("RLSD, held", 0.0))]
-    rows += [("strict", method, strictly(method)) for method in ("RLVR", "RLSD, held")]
-    rows += [("strict", "RLSD", strictly("RLSD, paper"))]
-    rows += [("strict", "CEPO, held", strictly("CEPO, held"))]
-    rows += [("strict", "RLVR + OPSD, held", strictly("RLVR + OPSD"))]
-    rows += [("noisy", "RLVR", of_sweep(NOISY, "rlvr"))]
-    rows += [("noisy", "RLSD, held", of_sweep(NOISY, "rlsd"))]
-    rows += [("noisy", "RLSD", of_sweep(NOISY_FALLING, "rlsd"))]
-    rows += [("noisy", "CEPO, held", of_sweep(NOISY, "cepo"))]
+    rows = [("exact, 160 steps", compare.NAMES[mode], of_sweep(EXACT, mode)) for mode in EXACT]
+    rows += [("exact, 160 steps", "RLSD, held", of_sweep(EXACT_HELD, "rlsd"))]
+    rows += [("noisy, 160 steps", "RLVR", of_sweep(NOISY, "rlvr"))]
+    rows += [("noisy, 160 steps", "RLSD, held", of_sweep(NOISY, "rlsd"))]
+    rows += [("noisy, 160 steps", "RLSD", of_sweep(NOISY_FALLING, "rlsd"))]
+    rows += [("noisy, 160 steps", "CEPO, held", of_sweep(NOISY, "cepo"))]
+    rows += [("exact, 480 steps", "RLVR", strictly("RLVR", 0.0))]
+    rows += [("exact, 480 steps", "RLSD, held", strictly("RLSD, held", 0.0))]
+    rows += [("strict, 480 steps", method, strictly(method)) for method in ("RLVR", "RLSD, held")]
+    rows += [("strict, 480 steps", "RLSD", strictly("RLSD, paper"))]
+    rows += [("strict, 480 steps", "CEPO, held", strictly("CEPO, held"))]
+    rows += [("strict, 480 steps", "RLVR + OPSD, held", strictly("RLVR + OPSD"))]
     for verifier, method, (ends, leaks) in rows:
         row = f"| {verifier} | {method} | {compare.spread(ends)} | {compare.spread(leaks)} |"
         assert row in README, row
@@ -750,10 +751,10 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
         f"differ on no seed by more than {level.max():.3f}.",
-        f"its leakage reaches {leaks.mean():.2f} ({leaks.min():.2f} to {leaks.max():.2f})",
+        f"its leakage reaches {leaks.mean():.3f} and exceeds",
         f"exceeds 0.1 on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
-        f"ends at {held.mean():.2f}, where RLVR ends at {rlvr.mean():.2f}",
-        f"In the noisy setting its leakage reaches {noisy.mean():.2f} and exceeds 0.1 on "
+        f"ends at {held.mean():.3f}, where RLVR ends at {rlvr.mean():.3f}",
+        f"In the noisy setting its leakage reaches {noisy.mean():.3f} and exceeds 0.1 on "
         f"{(noisy > 0.1).sum()} of 10 seeds",
         f"its leakage is {papers:.3f} at most in all three settings",
         f"Its leakage is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
