@@ -499,7 +499,7 @@ def test_of_two_runs_with_the_same_settings_mode_and_seed_the_longer_one_is_take
 
 
 def test_a_class_counts_equal_seeds_of_two_students_separately(tmp_path, toy, capsys):
-    for student, mode in itertools.product(("ann", "bob"), ("rlvr", "opsd")):
+    for student, mode in itertools.product(("one", "other"), ("rlvr", "opsd")):
         write_run(tmp_path / student, mode, mode=mode, seed=3)
     toy("compare", "--class", str(tmp_path))
     said = capsys.readouterr().out
