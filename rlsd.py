@@ -553,9 +553,8 @@ def train(
     elif whose == "student":
         teacher = copy.deepcopy(base)
     else:
-        teacher = (
-            student  # RLVR has none; evaluate measures kl to the student itself, shown the key
-        )
+        # RLVR has none; evaluate measures kl to the student itself, shown the key
+        teacher = student
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
     # Since the last evaluation, one entry per step: the mean reward, and the share of dead groups,
