@@ -44,21 +44,7 @@ def measure(config: rlsd.Config, method) -> dict:
 
 
 def table(lines: list[dict]) -> list[str]:
-    rows = []
-    for label in study.labels_of(lines):
-        found = study.spreads(lines, label, study.means, study.ends, study.leaks, study.strays)
-        rows.append((*label.split(": "), *found))
-    order = list(VERIFIERS)
-    rows.sort(key=lambda row: order.index(row[0]))
-    head = (
-        "verifier",
-        "the teacher's push",
-        "accuracy, mean over the run",
-        "accuracy at the end",
-        "highest leakage",
-        "highest share of stray digits",
-    )
-    return study.markdown(head, rows)
+    return study.watched_table(lines, list(VERIFIERS), ("verifier", "the teacher's push"))
 
 
 def main() -> None:

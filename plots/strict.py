@@ -3,7 +3,7 @@
     python -m plots.strict [--quick]        runs/strict.jsonl and strict.png under --out
 
 The verifier rejects a right answer with probability q, its rate of false negatives, and never
-accepts a wrong one. So a cite, whose answer is a guess, is practically never rewarded. The runs
+accepts a wrong one. So a cite, whose answer is a guess, should hardly ever be rewarded. The runs
 are long, 480 steps. In "held", eps_w and lam are 1 throughout, unless the label says otherwise.
 
 Hidden is another world with the same effect: the verifier is exact, but the student cannot earn

@@ -328,6 +328,22 @@ def spreads(lines: list[dict], label: str, *quantities: Callable) -> list[str]:
     return [compare.spread(quantity(lines, label)) for quantity in quantities]
 
 
+def watched_table(lines: list[dict], order: list[str], names: tuple[str, str]) -> list[str]:
+    """A row per label "FIRST: SECOND" of runs that were watched, sorted by the `order` of FIRST."""
+    rows = []
+    for label in labels_of(lines):
+        rows.append((*label.split(": "), *spreads(lines, label, means, ends, leaks, strays)))
+    rows.sort(key=lambda row: order.index(row[0]))
+    head = (
+        *names,
+        "accuracy, mean over the run",
+        "accuracy at the end",
+        "highest leakage",
+        "highest share of stray digits",
+    )
+    return markdown(head, rows)
+
+
 def noises(lines: list[dict]) -> list[float]:
     """The verifier noises of the runs."""
     return sorted({noise_of(line["config"]) for line in lines})

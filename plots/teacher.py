@@ -79,21 +79,7 @@ def measure(config: rlsd.Config, teacher: str) -> dict:
 
 
 def table(lines: list[dict]) -> list[str]:
-    rows = []
-    for label in study.labels_of(lines):
-        found = study.spreads(lines, label, study.means, study.ends, study.leaks, study.strays)
-        rows.append((*label.split(": "), *found))
-    order = list(CONDITIONS)
-    rows.sort(key=lambda row: order.index(row[0]))
-    head = (
-        "method, verifier",
-        "teacher",
-        "accuracy, mean over the run",
-        "accuracy at the end",
-        "highest leakage",
-        "highest share of stray digits",
-    )
-    return study.markdown(head, rows)
+    return study.watched_table(lines, list(CONDITIONS), ("method, verifier", "teacher"))
 
 
 def draw(panel, lines: list[dict], condition: str, of, ylabel: str) -> dict:
