@@ -756,13 +756,15 @@ def setting(default, text: str, *allowed):
 @dataclass(frozen=True)
 class Config:
     mode: str = setting("rlsd", f"the method: {', '.join(MODES)}", *MODES)
-    task: str = setting("carry", f"the arithmetic: {', '.join(TASKS)}", *TASKS)
-    seed: int = setting(0, "seed of the base and of the run", 0, 10**9)
+    task: str = setting("carry", f"the kind of arithmetic: {', '.join(TASKS)}", *TASKS)
+    seed: int = setting(0, "seed of the pretrained network and of the run", 0, 10**9)
     digits: int = setting(
         4, "columns of an addition; in the task split, the digits to split into", 2, 10
     )
-    slip: float = setting(0.6, "homework: probability of the slip, such as a forgotten carry", 0, 1)
-    cite: float = setting(0.3, "homework: share that cites a key which is shown", 0, 1)
+    slip: float = setting(
+        0.6, "pretraining: how often the bad habit occurs, such as forgetting a carry", 0, 1
+    )
+    cite: float = setting(0.3, "pretraining: how often a key that is shown is cited", 0, 1)
     steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
     problems: int = setting(16, "problems per step (paper: 256)", 1, 10**4)
     group_size: int = setting(8, "responses to each problem, G (paper: 8)", 2, 10**3)
@@ -774,13 +776,17 @@ class Config:
         "forward_kl",
         "jsd",
     )
-    teacher_refresh: int = setting(10, "the teacher is renewed every N steps (paper: 10)", 1, 10**6)
-    eps_w: float = setting(0.2, "clip of the evidence weight in Eq 15 (paper: 0.2)", 0, 100)
+    teacher_refresh: int = setting(
+        10, "copy the student into the teacher every N steps (paper: 10)", 1, 10**6
+    )
+    eps_w: float = setting(
+        0.2, "Eq 15 clips the evidence weight to 1 - eps_w .. 1 + eps_w (paper: 0.2)", 0, 100
+    )
     lam: float = setting(
-        0.5, "initial lam, the share of A that the evidence weight scales (paper: 0.5)", 0, 1
+        0.5, "at the first step, the share of A that this weight scales (paper: 0.5)", 0, 1
     )
     lam_decay: int = setting(
-        50, "steps over which lam falls to 0; with 0 it is held (paper: 50)", 0, 10**6
+        50, "steps over which lam falls to 0; if this is 0, lam is held (paper: 50)", 0, 10**6
     )
     false_negatives: float = setting(
         0.0, "probability that the verifier rejects a right answer in training", 0, 1
@@ -789,7 +795,7 @@ class Config:
         0.0, "probability that the verifier accepts a wrong answer in training", 0, 1
     )
     key_noise: float = setting(
-        0.0, "probability that a wrong answer of a group is used as its key, also for judging", 0, 1
+        0.0, "probability that the key of a group is wrong, for the teacher and the verifier", 0, 1
     )
     evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
 
@@ -1661,12 +1667,14 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
         "--seeds",
         type=int,
         default=1,
-        help="how many seeds, counted from --seed. With more than one, runs whose logs are whole "
-        f"are kept. At most {MAX_WORKERS} processes work at a time; each needs 420 MB",
+        help="number of seeds, counted from --seed. If more than one, finished runs are kept. "
+        f"At most {MAX_WORKERS} processes work at a time; each needs 420 MB",
     )
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the results")
     parser.add_argument(
-        "--name", default="", help="goes before all file names, to tell an edited rlsd.py apart"
+        "--name",
+        default="",
+        help="text in front of all file names, to tell an edited rlsd.py apart",
     )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", default="cpu", choices=devices, help="cpu or cuda")

@@ -1030,42 +1030,34 @@ def edited(tmp_path, monkeypatch):
 
 
 SMALL = "range(512)", "range(64)"  # the exam
-ROW = '"mine": Mode("Mine", teacher="student", sees=("right key",)),\n    "cepo": Mode('
-BRANCH = """if mode == "mine":
-        return method_loss("rlsd", batch)
+README = (HERE / "README.md").read_text("utf-8")
+THEIR_TASK, THEIR_ROW, THEIR_BRANCH = re.findall("```(?:python|text)\n(.*?)```", README, re.DOTALL)
+ROW = "MODES = {\n", "MODES = {\n" + THEIR_ROW
+LAST = '    raise UserError(f"method_loss has no branch'
+BRANCH = LAST, f"{THEIR_BRANCH}\n{LAST}"
 
-    if mode == "cepo":"""
 
-
-@mark.parametrize("mode", ["mine", "all"])
-def test_a_mode_that_a_student_adds_trains(mode, edited):
-    page = edited(SMALL, ('"cepo": Mode(', ROW), ('if mode == "cepo":', BRANCH))
+@mark.parametrize("mode, count", [("mine", 1), ("all", 1 + len(MODES))])
+def test_the_method_that_the_readme_adds_trains_alone_and_among_all(mode, count, edited):
+    page = edited(SMALL, ROW, BRANCH)
     assert page.main(f"--mode {mode} {FLAGS}".split()) == 0
+    assert len(results(".", "jsonl")) == count
 
 
-NO_BRANCH, BAD_TEACHER, BAD_SIGHT = ROW, ROW.replace("student", "me"), ROW.replace("right", "left")
+BAD_TEACHER = ROW[0], ROW[1].replace("student", "me")
+BAD_SIGHT = ROW[0], ROW[1].replace("right", "left")
 
 
-@mark.parametrize("row", [NO_BRANCH, BAD_TEACHER, BAD_SIGHT])
+@mark.parametrize("row", [ROW, BAD_TEACHER, BAD_SIGHT])  # the first has no branch
 def test_a_mode_that_cannot_work_is_refused_before_a_base_is_made(row, edited, capsys):
-    page = edited(('"cepo": Mode(', row))
+    page = edited(row)
     line = complaint(page.main, "--mode mine", capsys)
     assert "mode mine" in line and not page.CACHE.exists()
 
 
-PLAIN = """
-class Plain(Carry):
-    name = "plain"
-
-    def working(self, problem, rng, homework, key_open):
-        text, key = super().working(problem, rng, homework, key_open)
-        return text.replace("c", "-"), key
-
-TASKS ="""
-
-
-def test_a_task_that_a_student_adds_trains(edited):
-    page = edited(SMALL, ("\nTASKS =", PLAIN), ("(Carry, Split)", "(Carry, Split, Plain)"))
+def test_the_task_that_the_readme_adds_trains(edited):
+    task = "\nTASKS =", f"\n{THEIR_TASK}\nTASKS ="
+    page = edited(SMALL, task, ("(Carry, Split)", "(Carry, Split, Plain)"))
     assert page.main(f"--task plain {FLAGS}".split()) == 0
 
 

@@ -7,7 +7,6 @@ import math
 import random
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -820,48 +819,3 @@ def test_each_equation_of_the_readme_links_to_the_line_of_its_function():
 def test_the_links_and_pictures_of_the_readme_exist():
     for link in re.findall(r"\]\(([^)#]+)", README):
         assert link.startswith("https://") or (ROOT / link).exists(), link
-
-
-def blocks() -> list[str]:
-    """The task, the row and the branch that the README adds."""
-    return re.findall(r"```(?:python|text)\n(.*?)```", README, re.DOTALL)
-
-
-def edited_copy(folder: Path, edits: dict[str, str]) -> None:
-    """The page in a folder, with texts replaced, and with a base that is made quickly."""
-    edits = edits | {
-        "TEXTBOOK_STEPS = 240": "TEXTBOOK_STEPS = 1",
-        "HOMEWORK_STEPS = 420": "HOMEWORK_STEPS = 1",
-        "MASTERED = 0.97": "MASTERED = 0.0",
-    }
-    for name in ("rlsd.py", "tiny_tasks.py"):
-        text = (ROOT / name).read_text("utf-8")
-        for old, new in edits.items():
-            text = text.replace(old, new)
-        (folder / name).write_text(text, "utf-8")
-
-
-def runs_in(folder: Path, words: str) -> set[str]:
-    """The modes whose logs a command leaves."""
-    toy = "--digits 2 --steps 1 --problems 2 --out out"
-    command = [sys.executable, "rlsd.py", *words.split(), *toy.split()]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-    return {path.name.split("-")[1] for path in (folder / "out/runs").glob("*.jsonl")}
-
-
-def test_the_readmes_task_trains(tmp_path):
-    listed = "TASKS = {task.name: task for task in (Carry, Split)}"
-    task, _, _ = blocks()
-    edited_copy(tmp_path, {listed: f"{task}\n\n{listed.replace('Split)', 'Split, Plain)')}"})
-    assert runs_in(tmp_path, "--task plain --mode rlsd") == {"rlsd"}
-
-
-@pytest.mark.parametrize("mode, logs", [("mine", 1), ("all", 6)])
-def test_the_readmes_method_trains_alone_and_among_all(mode, logs, tmp_path):
-    _, row, branch = blocks()
-    last = '    raise UserError(f"method_loss has no branch'
-    edits = {"MODES = {\n": f"MODES = {{\n{row}", last: f"{branch}\n{last}"}
-    edited_copy(tmp_path, edits)
-    found = runs_in(tmp_path, f"--mode {mode}")
-    assert "mine" in found
-    assert len(found) == logs
