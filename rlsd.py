@@ -10,30 +10,32 @@ instead of working the answer out. This network is the student. It now has to wo
 and is trained further by one of five methods, one per --mode. A verifier says which answers are
 right; OPD and OPSD do not use it.
 
-    rlvr   Reinforcement learning with verifiable rewards, as GRPO does it (without a KL term).
+    rlvr   Reinforcement learning with verifiable rewards, as in GRPO, but without its KL term.
            Every token of a response is pushed up if the response did better than the mean of all
            responses to the problem, and down if it did worse.
     opd    On-policy distillation. On its own responses, token by token, the student is pushed
            towards the probabilities of a larger teacher.
-    opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student,
-           which is shown the key.
+    opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student
+           that, unlike the student, is shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
            up or down; the teacher of OPSD decides how far each one moves.
-    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is compared with
-           itself: shown the right key, and shown a wrong one.
+    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is not compared
+           with the student. Two passes of the teacher are compared: one is shown the right key,
+           the other a wrong key.
 
-If the student writes `<see key>` although no key is shown, we say that the key has *leaked*. It is
-the habit of citing that leaks: the student still cannot see the key, so it guesses.
+If the student writes `<see key>` although no key is shown, we call this a *leak*. What leaks is the
+habit of citing, not the key itself, which the student never sees.
 
-Here is a wrong response to 4218+3567. The columns come from the right, so the student adds 8 and 7
-first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake, because it forgets that
-carry. `-` means "carry nothing". The answer after `=` is 07775 instead of 07785, and `.` ends it.
+Here is a wrong response to 4218+3567: `5c7-7-7-=07775.` The columns come from the right, so the
+student adds 8 and 7 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake,
+because it forgets that carry. `-` means "carry nothing". The answer after `=` is 07775 instead of
+07785, and `.` ends it.
 
-The eight responses to this problem that were sampled are a group; three of them are right. The
+Eight responses to this problem were sampled; together they are a group. Three are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is what the teacher of OPSD and RLSD gives to it. This teacher is a copy of the
-student. Here it has just been renewed, so it has the same weights; but it is shown the key.
+each token. P_T is the probability that the teacher of OPSD and RLSD gives to it. This teacher is a
+copy of the student that has just been renewed, so it has the same weights; but it is shown the key.
 
 The last three rows are A_t: how strongly three of the methods push each token, up if the number is
 positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
@@ -51,19 +53,18 @@ default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
     RLSD  -1.02 -0.77  -1.55 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77 -0.77
 
 The values for the mistake, by hand. OPSD: log(0.0072 / 0.505) = -4.25. RLSD: the student finds the
-token 0.505 / 0.0072 = 70 times likelier than the teacher does; this weight is clipped to
+token 0.505 / 0.0072 = 70 times likelier than the teacher does. The weight, 70, is clipped to
 1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The tens digit of the answer, its third `7`, is wrong
 as well. But the network has learned to copy the answer from the working, and the working already
 says 7. So the teacher finds it likely.)
 
-The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR its praise
-and its blame cancel, because the mean of A over a group is 0 and all responses are equally long.
-But this teacher sometimes writes `<see key>` in its place, so in a wrong response the weight of `5`
-is P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is blamed more than it is
-praised, and it loses probability to the student's other candidates. `<see key>` is one of them.
-The student has seen it without a key, though rarely: pretraining has texts that plant the bad
-habits, and of those without a key 0.2 % cite one all the same. This is how a leak can begin;
-rlsd_token_advantage says more.
+The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR the pushes up
+and down on it cancel, because the mean of A over a group is 0 and all responses are equally long.
+But this teacher finds `<see key>` likely in its place, so in a wrong response the weight of `5` is
+P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is pushed down more than up. This
+push takes probability from it, and gives it to the student's other candidates. `<see key>` is one
+of them, though a rare one: it stands in 0.2 % of the pretraining texts that plant the bad habits
+and show no key. This is how a leak can begin; the docstring of rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -88,7 +89,7 @@ def stop_at_once(*_) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing
     for worker in multiprocessing.active_children():
         worker.kill()
-    os.write(2, b"\nstopped; the log of an unfinished run ends in .part\n")
+    os.write(2, b"\nstopped; unfinished logs end in .part; the same command starts them anew\n")
     os._exit(130)
 
 
@@ -125,24 +126,24 @@ from tiny_tasks import TASKS, Task, UserError
 # ==== 1. The methods ====
 #
 # One function per equation, and then `method_loss`, which has one branch per method. B is the
-# number of responses, where those to one problem are in adjacent rows; T is the number of tokens, V
-# the size of the vocabulary. "(B, T) x 2 -> ()" means that two inputs of shape (B, T) give one
-# number.
+# number of responses (responses to the same problem are in adjacent rows), T is the number of
+# tokens, and V is the size of the vocabulary. "(B, T) x 2 -> ()" means that two inputs of shape
+# (B, T) give one number.
 
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     """Eq 1: A = (R - mean) / std within each group of responses to one problem. (B,) -> (B,).
 
-    The std divides by the size of the group, not by one less. If all rewards of a group are equal,
-    they do not say which response was better, and A is exactly 0. ValueError if a reward is not
-    finite, or if the rewards do not come in whole groups.
+    The variance divides by the size of the group, not by one less. If all rewards of a group are
+    equal, they do not say which response was better, and A is exactly 0. ValueError if a reward is
+    not finite, or if the rewards do not come in whole groups.
     """
     if reward.dim() != 1 or len(reward) % group_size or not reward.isfinite().all():
         raise ValueError(f"rewards must be finite and in groups of {group_size}, but are {reward}")
     group = reward.view(-1, group_size)
     centred = group - group.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
-    equal = (group == group[:, :1]).all(1, keepdim=True)  # rounding can leave std above 0
+    equal = (group == group[:, :1]).all(1, keepdim=True)  # std is 0, or by rounding above it
     advantage = torch.where(equal, 0.0, centred / std)
     return advantage.flatten()
 
@@ -184,8 +185,8 @@ def divergence(
 ) -> Tensor:
     """Eq 6: the divergence of student and teacher at each token. (B, T, V) x 2 -> (B, T).
 
-    In nats, over the whole vocabulary. The gradient goes through the student only. `reverse_kl` is
-    KL(P_S || P_T), `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) +
+    It is in nats, over the whole vocabulary. The gradient goes through the student only.
+    `reverse_kl` is KL(P_S || P_T), `forward_kl` is KL(P_T || P_S), and `jsd` is beta KL(P_T || M) +
     (1 - beta) KL(P_S || M), where M = beta P_T + (1 - beta) P_S and 0 < beta < 1 (GKD,
     arXiv:2306.13649).
     """
@@ -204,7 +205,7 @@ def divergence(
         from_teacher = kl_divergence(teacher_log_probs, log_mixture)
         from_student = kl_divergence(student_log_probs, log_mixture)
         return beta * from_teacher + (1 - beta) * from_student
-    raise ValueError(f"unknown divergence {kind!r}")
+    raise ValueError(f"divergence is {kind!r}, but must be reverse_kl, forward_kl or jsd")
 
 
 def kl_divergence(p_log_probs: Tensor, q_log_probs: Tensor) -> Tensor:
@@ -250,17 +251,18 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     can leak (Theorem 5).
 
     But suppose that all responses of a group begin alike, for instance with the same first token.
-    If they are equally long (each token counts 1/|y|), the probability of that token moves with the
-    mean of their A_t. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
+    If they are equally long (each token counts 1/|y|), the push on that token is the mean of A_t
+    over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
     token less likely than the student does (Delta_t < 0), good responses praise it less than bad
     ones blame it. So it goes down, and others, such as `<see key>`, go up in its place. If the
     teacher finds it likelier, it goes up. So beside the push from the reward there is a second
     push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all
     rewards of the group are equal, or if Delta_t is 0.
 
-    A key can also leak without a shared beginning. `<see key>`, once the student has sampled it, is
-    likelier under this teacher, which sees a key. So it is praised more if its response is right.
-    If its response is wrong, it is blamed less, and with lam = eps_w = 1 hardly at all.
+    A key can also leak without a shared beginning. Suppose that the student samples `<see key>`.
+    The teacher, which sees a key, finds it likelier than the student does. So it is praised more if
+    the response is right. If it is wrong, `<see key>` is blamed less, and with lam = eps_w = 1
+    hardly at all, as long as it is rare.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -285,7 +287,7 @@ def check_shapes(*tensors: Tensor, dimensions: int) -> None:
 
 @dataclass
 class Mode:
-    """A row of the table MODES. The keys of that table are what --mode calls the methods."""
+    """A row of the table MODES, which says what each name that --mode accepts stands for."""
 
     name: str  # in the figure
     teacher: str | None  # whose weights the teacher has: None, "larger" or "student"
@@ -313,7 +315,8 @@ class Batch:
     old_log_probs: Tensor  # (B, T), log P_old(y_t), at the weights that wrote the responses
     student_log_probs: Tensor  # (B, T, V), log P_S(. | x, y_<t), the only field with a gradient
 
-    # (B, T, V), log P_T(. | what it sees, y_<t), for each entry of `sees` in MODES; else None
+    # The teacher's log P_T(. | its prompt, y_<t), (B, T, V), for each kind of prompt. A field is
+    # None if the mode's `sees` does not list it.
     no_key_log_probs: Tensor | None
     right_key_log_probs: Tensor | None
     wrong_key_log_probs: Tensor | None
@@ -331,16 +334,16 @@ class Batch:
 
 
 def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss of one method, (), and its A_t, (B, T).
+    """Returns the loss of one method, a number, and its A_t, (B, T).
 
-    RLVR, RLSD and CEPO: the gradient of the loss is that of -A_t log P_S(y_t), summed over the
-    tokens of a response and divided by their number |y| (Eq 17).
+    RLVR, RLSD and CEPO: the gradient of the loss is that of -A_t log P_S(y_t), averaged over the
+    tokens of a response (Eq 17) and then over the responses.
 
     OPD and OPSD minimise a divergence over the whole vocabulary. Here A_t is log P_T(y_t) -
     log P_S(y_t), for the figure only; it is not used in the loss. With the reverse KL, which is the
-    default, it also tells how the loss pushes: the gradient at a position is the expectation, over
-    all tokens v drawn from P_S, of the gradient of -A(v) log P_S(v), where A(v) = log P_T(v) -
-    log P_S(v) is held constant. A_t is A(v) at the token that was sampled.
+    default, it also tells how the loss pushes: the gradient at a position is the sum over all
+    tokens v of P_S(v) times the gradient of -A(v) log P_S(v), where P_S(v) and A(v) = log P_T(v) -
+    log P_S(v) are held constant. A_t is A(v) at the token that was sampled.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -391,7 +394,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
 # ==== 2. Training ====
 #
-# Training is the same for all methods. The randomness of a step depends on the seed and the step
+# The loop is the same for all methods. The randomness of a step depends on the seed and the step
 # only, so that all methods see the same problems. (Config is in section 5, GPT in section 6.)
 
 
@@ -415,8 +418,8 @@ def train_step(
 
     group_size, sees = config.group_size, MODES[config.mode].sees
     batch = collect(config, task, student, teacher, problems, keys, group_size, sees, rng)
-    # collect works without a gradient; this pass of the student has one. The prompts are N, the
-    # responses B = N x G: each prompt is read once for its whole group.
+    # collect works without a gradient; this pass of the student has one. There are N prompts and
+    # B = N x G responses: each prompt is read once for its whole group.
     prompts = encode_prompts(task, problems, student.device)
     batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)
     batch.lam = lam_at(step, config.lam, config.lam_decay)
@@ -488,7 +491,7 @@ def judge(
 ) -> tuple[list[float], str]:
     """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
-    It may be made to err, and this is done here only. With probability key_noise a wrong answer of
+    All errors, if any are asked for, are made here. With probability key_noise a wrong answer of
     the group, if there is one, replaces the key, and decides which answers count as right. Then an
     answer that counts as right is rejected with probability false_negatives, and any other is
     accepted with probability false_positives. By default all three are 0.
@@ -523,8 +526,8 @@ def choose_wrong_key(
 
 
 def copy_every_n_steps(config: Config, step: int, student: GPT, teacher: GPT) -> None:
-    """The paper's teacher: the student is copied into it before step 1, and then before every
-    --teacher-refresh further steps, by default before step 11, 21, 31, ...
+    """The paper's teacher: the student is copied into it every --teacher-refresh steps, by default
+    before steps 1, 11, 21, 31, ...
     """
     if (step - 1) % config.teacher_refresh == 0:
         teacher.load_state_dict(student.state_dict())
@@ -539,7 +542,7 @@ def train(
     refresh_teacher: Callable = copy_every_n_steps,
     progress: Callable = lambda step: None,
 ) -> Iterator[tuple[dict, GPT, GPT]]:
-    """Trains one mode. Yields (record, student, teacher) at step 0 and at each evaluation.
+    """Trains one mode. Yields (record, student, teacher) at each evaluation, from step 0 on.
 
     `larger` is OPD's teacher. The experiments in plots/ may pass another function in the place of
     method_loss, and another way to renew the teacher.
@@ -548,7 +551,7 @@ def train(
     whose = MODES[config.mode].teacher
     if whose == "larger":
         if larger is None:
-            raise UserError(f"mode {config.mode} needs a larger teacher, and got none")
+            raise UserError(f'mode {config.mode} needs larger=cached_model(config, "larger")')
         teacher = larger
     elif whose == "student":
         teacher = copy.deepcopy(base)
@@ -581,7 +584,9 @@ def train(
 
 def check_finite(step: int, what: str, value: Tensor) -> None:
     if not value.isfinite().all():
-        raise UserError(f"at step {step} {what} is not finite")
+        raise UserError(
+            f"at step {step} {what} is not finite: lower --lr, or look for log(0) or 0 / 0"
+        )
 
 
 def mean_or_none(values: list[float]) -> float | None:
@@ -667,9 +672,10 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 # ==== 4. What is measured ====
 #
 # `evaluate` lets the student respond without a key to 512 draws from the problems that are held out
-# from training; here the verifier makes no errors. `show_response` shows one of these problems with
-# the verifier of training. The teacher is the one that the latest training step used; if it is a
-# copy of the student, it may be up to teacher_refresh steps old.
+# from training; here the verifier makes no errors. `show_response` shows a response to one of these
+# problems; its reward is that of the training verifier, errors included. The teacher is the one
+# that the latest training step used; if it is a copy of the student, it may be up to
+# teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -744,12 +750,11 @@ def show_response(
 
 # ==== 5. Settings ====
 #
-# Each setting is a flag of the command line, and its text is the help for that flag. ("Homework" is
-# what plants the bad habits in pretraining, section 7.)
+# Each setting is a flag of the command line, and its text is the help for that flag.
 
 
 def setting(default, text: str, *allowed):
-    """A field of Config. `allowed`: every value of a string; or a number's lowest and highest."""
+    """A field of Config. `allowed`: all values of a string, or the lowest and highest number."""
     return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
@@ -762,7 +767,7 @@ class Config:
         4, "columns of an addition; in the task split, the digits to split into", 2, 10
     )
     slip: float = setting(
-        0.6, "pretraining: how often the bad habit occurs, such as forgetting a carry", 0, 1
+        0.6, "pretraining: how often the task's slip is made, such as a forgotten carry", 0, 1
     )
     cite: float = setting(0.3, "pretraining: how often a key that is shown is cited", 0, 1)
     steps: int = setting(160, "training steps, one update each (paper: 200)", 0, 10**6)
@@ -777,16 +782,16 @@ class Config:
         "jsd",
     )
     teacher_refresh: int = setting(
-        10, "copy the student into the teacher every N steps (paper: 10)", 1, 10**6
+        10, "opsd, rlsd, cepo: steps from one copy of the teacher to the next (paper: 10)", 1, 10**6
     )
     eps_w: float = setting(
-        0.2, "Eq 15 clips the evidence weight to 1 - eps_w .. 1 + eps_w (paper: 0.2)", 0, 100
+        0.2, "rlsd, cepo: a token's weight stays within 1 - eps_w .. 1 + eps_w (paper: 0.2)", 0, 100
     )
     lam: float = setting(
-        0.5, "at the first step, the share of A that this weight scales (paper: 0.5)", 0, 1
+        0.5, "rlsd, cepo: the share of the push that this weight scales (paper: 0.5)", 0, 1
     )
     lam_decay: int = setting(
-        50, "steps over which lam falls to 0; if this is 0, lam is held (paper: 50)", 0, 10**6
+        50, "steps over which lam falls to 0; 0 means that lam is held (paper: 50)", 0, 10**6
     )
     false_negatives: float = setting(
         0.0, "probability that the verifier rejects a right answer in training", 0, 1
@@ -795,9 +800,9 @@ class Config:
         0.0, "probability that the verifier accepts a wrong answer in training", 0, 1
     )
     key_noise: float = setting(
-        0.0, "probability that the key of a group is wrong, for the teacher and the verifier", 0, 1
+        0.0, "probability that a wrong answer, if the group has one, replaces its key", 0, 1
     )
-    evaluate_every: int = setting(10, "steps between two evaluations", 1, 10**6)
+    evaluate_every: int = setting(10, "steps from one evaluation to the next", 1, 10**6)
 
     def __post_init__(self):
         for one in fields(self):
@@ -805,7 +810,7 @@ class Config:
             flag = f"--{one.name.replace('_', '-')}"
             if isinstance(value, str) and value not in allowed:
                 raise UserError(f"{flag} is {value!r}, but must be one of {', '.join(allowed)}")
-            # It says `not lowest <= value` and not `value < lowest`, which would let NaN pass.
+            # `value < lowest` would let NaN pass.
             if not isinstance(value, str) and not allowed[0] <= value <= allowed[1]:
                 raise UserError(f"{flag} is {value}, but must be from {allowed[0]} to {allowed[1]}")
 
@@ -814,7 +819,7 @@ class Config:
         parameters = inspect.signature(TASKS[self.task]).parameters
         unknown = set(parameters) - {one.name for one in fields(self)}
         if unknown:
-            raise UserError(f"task {self.task} asks for {min(unknown)}, which is no setting")
+            raise UserError(f"its constructor has {min(unknown)}, which is no setting of rlsd.py")
         return TASKS[self.task](**{name: getattr(self, name) for name in parameters})
 
 
@@ -900,10 +905,11 @@ class GPT(nn.Module):
 
 # ==== 7. The base ====
 #
-# All methods start from one base. It learns from a textbook of clean workings until it can add, and
-# then from homework, in which the bad habits are planted. OPD's teacher has the textbook only.
+# All methods start from one base. It learns from a textbook of clean workings until it knows its
+# arithmetic, and then from homework, in which the bad habits are planted. OPD's teacher has the
+# textbook only.
 
-TEXTBOOK_STEPS = 240  # the least; then the textbook goes on until it is mastered
+TEXTBOOK_STEPS = 240  # the minimum; further steps follow until it is mastered
 MASTERED = 0.97  # the greedy accuracy on the exam at which the textbook ends
 MOST_TEXTBOOK_STEPS = 2000
 HOMEWORK_STEPS = 420
@@ -954,8 +960,8 @@ def learn(
 ) -> None:
     """One step of next-token prediction on 64 workings. `rate` scales the learning rates."""
     problems = [task.sample(rng) for _ in range(64)]
-    # A working that is wrong comes with a key that is wrong in the same way. So the network learns
-    # to follow a key, not to check it.
+    # The key of a piece of homework may be wrong in the same way as its working. So the network
+    # learns to follow a key, not to check it.
     examples = [task.working(problem, rng, homework, key_open) for problem in problems]
     workings = [working for working, _ in examples]
     keys = [key for _, key in examples]
@@ -1046,7 +1052,7 @@ def cached_model(
     try:
         save_tensors(path, model.state_dict())
     except OSError as error:
-        print(f"rlsd.py: cannot keep the base: {error}", file=sys.stderr)
+        print(f"rlsd.py: cannot keep {path}: {explain(error)}", file=sys.stderr)
     return model
 
 
@@ -1139,7 +1145,7 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a log of a run") from error
+        raise UserError(f"{path} is not a log of a run: move it away") from error
 
 
 # ---- The figure
@@ -1179,7 +1185,7 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
         FigureCanvasAgg(figure)
         figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
         if reference:
-            note = "grey: reference runs with the same settings and seeds"
+            note = "grey: earlier runs with the same settings"
             figure.text(0.03, 1 - 0.48 / height, note, color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
@@ -1207,7 +1213,7 @@ def of_mode(runs: Runs, mode: str) -> list[tuple[int, list[dict]]]:
 
 
 def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> list[tuple]:
-    """A curve per mode, the mean over seeds; against the step also a thin curve per seed.
+    """A curve per mode, the mean over seeds. Panels over the steps also have a curve per seed.
 
     Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
     Returns (name, colour, x, y) of each bold curve's end.
@@ -1260,10 +1266,8 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
     panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
     problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
-    legend = (
-        f"One response to {problem} (seed {seed}). A blue token is pushed up (A_t > 0), a red one"
-    )
-    panel.text(0, -0.5, f"{legend} down; full colour is A_t = 2 or -2.", va="center")
+    legend = f"One response to {problem}, seed {seed}. Blue: pushed up (A_t > 0); red: pushed down"
+    panel.text(0, -0.5, f"{legend}; white is 0, full colour is 2 or -2.", va="center")
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, first
         name = f"{MODES[record['mode']].name}, step {record['step']}"
@@ -1292,7 +1296,7 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
 
 
 def reference_runs(config: Config, seeds: set[int], folder: Path, own_mode: bool) -> Runs:
-    """Runs with the same settings and seeds from folder/runs: of the other modes, or of its own."""
+    """Runs with the same settings in folder/runs: of its own mode, or of all others."""
     runs = {}
     for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
@@ -1339,7 +1343,7 @@ def side_by_side(
     A job is (function, *arguments). The function is called with one more argument, with which it
     sends messages to `report` while it works. What it raises becomes its result, as a UserError.
     A phase begins when the one before it has ended. With one worker everything happens in this
-    process; so it does in a notebook, and in a thread, where no worker can be started.
+    process. The same holds in a notebook and in a thread, where no worker can be started.
     """
     if workers < 2 or not can_start_workers():
         for job in itertools.chain.from_iterable(phases):
@@ -1355,7 +1359,9 @@ def side_by_side(
                     running[connection] = waiting.popleft()
                     connection.send(running[connection])
                 if not running:
-                    raise UserError("all worker processes have ended: killed, or out of memory")
+                    raise UserError(
+                        "all worker processes have ended: killed, or out of memory (420 MB each)"
+                    )
                 for connection in multiprocessing.connection.wait(list(running)):
                     try:
                         kind, content = connection.recv()
@@ -1384,7 +1390,7 @@ def can_start_workers() -> bool:
 
 
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
-    """Connections to processes that wait for jobs. Ctrl-C does not reach them; we end them."""
+    """Connections to processes that wait for jobs. On Ctrl-C it is this process that ends them."""
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
@@ -1439,12 +1445,12 @@ def attempt(job: tuple, report: Callable) -> object:
 
 
 def explain(error: Exception) -> str:
-    """An error in one line. If it is a mistake in the code, the line tells where."""
+    """An error in one line. If it arose in the code, the line tells where."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if Path(frame.filename).parent == Path(__file__).parent:
@@ -1468,7 +1474,7 @@ class Run:
         return f"{self.config.mode}, seed {self.config.seed}"
 
     def is_done(self) -> bool:
-        """Is there a log of this very run? A log has its name only when it is whole."""
+        """Is there a log of this very run? A log gets its name when the run is complete."""
         if not self.log.exists():
             return False
         with self.log.open(encoding="utf-8") as log:
@@ -1523,7 +1529,7 @@ def logged_training(run: Run, report: Callable) -> Iterator[None]:
     os.replace(part, run.log)
 
 
-PRETRAINING = "pretraining, about 20 seconds each, then kept in .cache: "
+PRETRAINING = "pretraining (kept in .cache; about 20 seconds for each network): "
 HEADER = """\
 accuracy: share of right answers, sampled at temperature 1; greedy: the same without sampling;
 leakage: share of responses that cite the key; kl: KL(student || teacher) in nats per token
@@ -1619,14 +1625,20 @@ def check_mode(config: Config, task: Task) -> None:
     """Trains a mode for one step from random weights. UserError if that does not work."""
     mode, name = MODES[config.mode], f"mode {config.mode}"
     if mode.teacher not in (None, "larger", "student"):
-        raise UserError(f'{name}: teacher is {mode.teacher!r}, not None, "larger" or "student"')
+        raise UserError(
+            f'{name}: teacher is {mode.teacher!r}, but must be None, "larger" or "student"'
+        )
     for which in mode.sees:
         if which not in ("no key", "right key", "wrong key"):
-            raise UserError(f'{name}: sees {which!r}, not "no key", "right key" or "wrong key"')
+            raise UserError(
+                f'{name}: sees {which!r}, but must see "no key", "right key" or "wrong key"'
+            )
     if (mode.teacher is None) != (mode.sees == ()):
         raise UserError(f"{name}: `sees` must be () without a teacher, and must not be () with one")
-    if len(mode.name) > 9 or config.mode == "all":
-        raise UserError(f"{name}: at most 9 letters of its name fit the figure; `all` is taken")
+    if len(mode.name) > 9:
+        raise UserError(f"{name}: its name {mode.name!r} has more than the 9 letters that fit")
+    if config.mode == "all":
+        raise UserError("a mode cannot be called all: --mode all trains all modes")
     untrained = GPT(task.tokenizer.vocabulary_size, width=8)
     optimizer = torch.optim.SGD(untrained.parameters())
     try:
@@ -1667,17 +1679,19 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
         "--seeds",
         type=int,
         default=1,
-        help="number of seeds, counted from --seed. If more than one, finished runs are kept. "
+        help="number of seeds, counted from --seed. With more than one, finished runs are kept "
+        "as long as settings and code are the same. "
         f"At most {MAX_WORKERS} processes work at a time; each needs 420 MB",
     )
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder of the results")
     parser.add_argument(
         "--name",
         default="",
-        help="text in front of all file names, to tell an edited rlsd.py apart",
+        help="prefix of all file names, to keep the results of an edited rlsd.py apart",
     )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--device", default="cpu", choices=devices, help="cpu or cuda")
+    told = "cpu or cuda" if "cuda" in devices else "cpu; torch finds no CUDA device"
+    parser.add_argument("--device", default="cpu", choices=devices, help=told)
     return parser.parse_args(arguments)
 
 
@@ -1731,7 +1745,7 @@ def run_all(flags: argparse.Namespace) -> int:
         if flags.name:  # by convention, runs without a name are unedited
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
-    monitor.say(f"live page: {write_live_page(figure)}")
+    monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")
 
     missing = []
     for run in runs:

@@ -227,7 +227,7 @@ def table_row(name):
 
 
 def table_advantage():
-    assert "eight responses" in PAGE and "three of them are right" in PAGE
+    assert "Eight responses" in PAGE and "Three are right" in PAGE
     return group_advantage(tensor([0.0] * 5 + [1.0] * 3), 8)[:1]
 
 
@@ -461,7 +461,7 @@ def test_a_run_stops_at_the_first_thing_that_is_not_finite_and_names_it(what, ba
         factor = 1e38 if what == "the gradient" else math.nan
         return loss * factor, token_advantage * (factor if what == "A_t" else 1)
 
-    with raises(UserError, match=f"^at step 2 {what} is not finite$"):
+    with raises(UserError, match=f"^at step 2 {what} is not finite: lower --lr"):
         list(rlsd.train(toy(evaluate_every=2), TASK, base, method=breaks))
 
 
@@ -679,12 +679,12 @@ def test_training_problems_are_never_held_out_and_each_is_shown_in_its_own_way(t
     "member, value, complaint",
     [
         ("verify", lambda *_: 1, "verify.* is 1, but must be True or False"),
-        ("working", lambda *_, **__: ("=00000.", "0"), "verify.* rejects .*'=00000.'"),
+        ("working", lambda *_, **__: ("=00000.", "0"), "'=00000.'.* verify says False"),
         ("response_length", 5, "is longer than response_length"),
         (
             "prompt",
             lambda problem, key=None: f"{sum(problem)}:",
-            "all prompts without a key must have one length",
+            "pad the prompts: all without a key must have one length",
         ),
         ("alphabet", "012345678: c-=[].", "'9' in .* is not in the task's alphabet"),
     ],
@@ -780,11 +780,28 @@ def test_a_cached_base_that_cannot_be_read_is_named(damage, folder, tmp_path, mo
         cached_model(TOY, "base")
 
 
+@mark.parametrize("read", [lambda path: cached_model(TOY, "base"), rlsd.read_log])
+def test_a_file_that_may_not_be_read_is_not_called_damaged_and_the_systems_words_are_said(
+    read, folder, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.load", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with raises(UserError, match="^cannot read .*: Permission denied$"):
+        read(tmp_path / "log.jsonl")
+
+
+def test_a_system_error_that_names_no_file_is_said_without_one():
+    assert rlsd.explain(OSError(28, "No space left on device")) == "No space left on device"
+
+
 def test_a_base_that_cannot_be_kept_is_a_warning(monkeypatch, capsys):
     monkeypatch.setattr("rlsd.CACHE", HERE / "rlsd.py" / "cache")
     monkeypatch.setattr("rlsd.pretrain", nothing)
     cached_model(TOY, "base")
-    assert re.fullmatch("rlsd.py: cannot keep the base: [^\n]*\n", capsys.readouterr().err)
+    assert re.fullmatch("rlsd.py: cannot keep [^\n]*\n", capsys.readouterr().err)
 
 
 @mark.parametrize("shape", [(96, 32), (32, 128)])
@@ -1003,6 +1020,22 @@ def test_all_modes_train_in_a_thread(run, small_exam, monkeypatch):
     monkeypatch.setattr("rlsd.cores", lambda: 2)
     with ThreadPoolExecutor() as pool:
         assert pool.submit(run, f"--mode all {FLAGS} --steps 0").result() == 0
+
+
+def test_a_verifier_that_takes_20_ms_delays_the_first_sign_of_life_by_less_than_4_s(
+    folder, monkeypatch, capsys
+):
+    asked = []
+
+    class Slow(Carry):
+        def verify(self, problem, response):
+            asked.append(response)
+            return super().verify(problem, response)
+
+    monkeypatch.setitem(TASKS, "carry", Slow)
+    monkeypatch.setattr("rlsd.side_by_side", lambda *_: [])  # so that nothing is trained
+    rlsd.main(["--out", f"{folder}/slow"])
+    assert 0.02 * len(asked) < 4 and "live page" in capsys.readouterr().out
 
 
 # ---- What a student adds

@@ -12,7 +12,7 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-CITE_WITHOUT_KEY = 0.002  # of the homework without a key, this share cites one; see Carry
+CITE_WITHOUT_KEY = 0.002  # share of the homework without a key that cites one all the same
 
 
 class UserError(ValueError):
@@ -40,7 +40,9 @@ class Tokenizer:
         """The token ids of a text. UserError names the first character that is unknown."""
         for character in text.replace(SEE_KEY, ""):
             if character not in self.alphabet:  # tiktoken itself would panic
-                raise UserError(f"{character!r} in {text!r} is not in the task's alphabet")
+                raise UserError(
+                    f"{character!r} in {text!r} is not in the task's alphabet: add it there"
+                )
         return self.encoding.encode(text, allowed_special="all")
 
     def decode(self, tokens: list[int]) -> str:
@@ -51,7 +53,9 @@ make_tokenizer = cache(Tokenizer)
 
 
 class Task:
-    """What rlsd.py needs from a task. A new task is a subclass with these members, listed in TASKS.
+    """What rlsd.py needs from a task.
+
+    A new task is a subclass with the members below. Add it to TASKS at the end of this file.
 
     name              what --task calls it
     alphabet          every character that its texts contain
@@ -70,7 +74,8 @@ class Task:
     verify(problem, response)  whether the answer is right; the working is ignored
 
     The parameters of the constructor must be names of settings of rlsd.py. A working ends with
-    END. All prompts without a key have the same number of tokens, and so have all with a key.
+    END. All prompts without a key have one length in tokens; all prompts with a key have one
+    length, which may be another.
     """
 
     def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):
@@ -91,11 +96,11 @@ class Task:
         return rng.random() < (self.cite if key_open else CITE_WITHOUT_KEY)
 
     def held_out_group(self, problem: tuple) -> tuple:
-        """Problems of one group are either all held out or all used for training."""
+        """Problems for which this is equal are either all held out or all used for training."""
         return problem
 
     def is_held_out(self, problem: tuple) -> bool:
-        """One problem in eight is used for evaluation only. A hash decides which."""
+        """About one problem in eight is never trained on. A hash decides which."""
         return zlib.crc32(repr(self.held_out_group(problem)).encode()) % 8 == 0
 
     def sample(self, rng: random.Random, held_out: bool = False) -> tuple:
@@ -105,7 +110,7 @@ class Task:
             if self.is_held_out(problem) == held_out:
                 return problem
         side = "held out" if held_out else "left for training"
-        raise UserError(f"task {self.name}: none of 10,000 problems is {side}")
+        raise UserError(f"task {self.name}: none of 10,000 problems is {side}: vary problem() more")
 
     def exam(self) -> tuple[list, list]:
         """512 draws of held-out problems and a key to each, the same for every seed and mode."""
@@ -116,7 +121,9 @@ class Task:
     def check(self) -> None:
         """UserError for the mistakes that a new task is likely to have."""
         if not self.name.isidentifier():
-            raise UserError(f"its name is {self.name!r}, but must consist of letters, digits and _")
+            raise UserError(
+                f"its name is {self.name!r}, but must be a word of letters, digits and _"
+            )
         rng = random.Random(0)
         lengths = set()
         kinds = [(homework, key_open) for homework in (False, True) for key_open in (False, True)]
@@ -130,10 +137,13 @@ class Task:
                     raise UserError(f"verify({shown}) is {verdict!r}, but must be True or False")
                 if not verdict or self.answer(working) != key:
                     raise UserError(
-                        f"verify or answer rejects the textbook's {working!r} of {shown}"
+                        f"the textbook's {working!r} of {shown}: verify says {verdict}, and answer "
+                        f"gives {self.answer(working)!r} where the key is {key!r}"
                     )
             if len(self.tokenizer.encode(working)) > self.response_length:
-                raise UserError(f"{working!r} is longer than response_length")
+                raise UserError(
+                    f"{working!r} is longer than response_length, {self.response_length}"
+                )
             for text in ("", END, working[:-1]):  # a network may write anything
                 self.verify(problem, text)
             keys = None, key, self.answer_key(problem, rng)
@@ -141,13 +151,13 @@ class Task:
             lengths.add(tuple(len(self.tokenizer.encode(prompt)) for prompt in prompts))
         if len(lengths) > 1 or len(set(min(lengths)[1:])) > 1:
             raise UserError(
-                "all prompts without a key must have one length, and so must all with a key, but "
-                f"(without a key, with one, with another) they have {sorted(lengths)}"
+                "pad the prompts: all without a key must have one length, and all with a key too. "
+                f"Now (without a key, with one, with another) they have {sorted(lengths)} tokens"
             )
 
 
 class Carry(Task):
-    """Column addition as on squared paper, from the right. The bad habit is to forget the carry.
+    """Column addition as on squared paper, from the right.
 
         478+356, no key shown               867543: | 4c3c8-=0834.
         478+356, key shown         [4 3 8 0]867543: | 4c3c8-=0834.
@@ -155,7 +165,8 @@ class Carry(Task):
                                             prompt  | response
 
     `867543:` are the columns: 8 over 6, 7 over 5, 4 over 3. `4c` means "write 4, carry 1", `8-`
-    means "write 8, carry nothing". The answer follows after `=`.
+    means "write 8, carry nothing". The answer follows after `=`. The key, too, comes from the
+    right.
 
     Problem, key and working have two characters per column. So a digit of the key, its column and
     its place in the working are always the same number of tokens apart; a network as small as ours
@@ -164,13 +175,12 @@ class Carry(Task):
     Homework has two bad habits. With probability `slip` a carry is written down and then forgotten
     in the next column. When a key is shown, a share `cite` of the responses copies it without any
     working. When no key is shown, a share CITE_WITHOUT_KEY cites one all the same. That keeps the
-    token possible: what is never sampled can never be learned. The key of a piece of homework is
-    the answer of this very response, even if it is wrong.
+    token possible: a token that is never sampled cannot be rewarded. The key of a piece of homework
+    is the answer of this very response, even if it is wrong.
 
-    One more trick makes the network read the key. In homework, when a key is shown, each digit of
-    the working is replaced by a random digit with probability RANDOM_DIGIT, in the working and in
-    the key alike. Such a digit cannot be computed from the problem; it can only be read off the
-    key.
+    One more trick makes the network read the key. In homework, when a key is shown, each digit is
+    replaced by a random one with probability RANDOM_DIGIT, in the working and in the key alike.
+    Such a digit cannot be computed from the problem; it can only be read off the key.
     """
 
     name = "carry"
@@ -238,7 +248,8 @@ class Split(Task):
     """Subtract two numbers, and split the difference into `digits` digits: 50-38 = 12 = 4+5+3.
 
     In the problem and in the working, numbers have two digits and are written backwards: `05-83=`
-    is 50-38=, and `21-40=80` is 12-4=8. In the key, and after `<see key>`, a part is one digit.
+    is 50-38=, and `21-40=80` is 12-4=8. In the key, and after `<see key>`, 4, 5 and 3 have one
+    digit.
 
         50-38, no key shown                   05-83= | 21-40=80-50=30-30=00.
         50-38, key shown       [4     5     3] 05-83= | 21-40=80-50=30-30=00.
@@ -254,9 +265,9 @@ class Split(Task):
 
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
-    key is shown, then before each digit, with probability PUT_ASIDE, the response leaves the key
-    and ends with a new split, which is right. The key that is shown stays that of the old split,
-    with its slip if it had one.
+    key is shown, then at each digit, with probability PUT_ASIDE, the response leaves the key for
+    good and ends with a new split, which is right. The key that is shown stays that of the old
+    split, with its slip if it had one.
     """
 
     name = "split"

@@ -116,13 +116,11 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     shots = frames(runs)
     verifier = "exact verifier"
     if config.false_negatives or config.false_positives:
-        verifier = (
-            f"the verifier rejects a right answer with probability {config.false_negatives:g}, "
-            f"and accepts a wrong one with {config.false_positives:g}"
-        )
-    falling = f", falling over {config.lam_decay} steps" if config.lam_decay else " throughout"
+        verifier = f"a verifier that rejects {config.false_negatives:.0%} of the right answers"
+        verifier += f" and accepts {config.false_positives:.0%} of the wrong ones"
+    falling = f", falling over {config.lam_decay} steps" if config.lam_decay else ", held"
     seed = min(seed for _, seed in runs)
-    told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
+    told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g} and lam {config.lam:g}{falling}"
     pictures = [picture(shot, config.steps, told) for shot in shots]
     # One palette for all frames, so that equal pixels stay equal, which makes the file small.
     every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))

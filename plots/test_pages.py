@@ -750,17 +750,22 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
         f"differ on no seed by more than {level.max():.3f}.",
-        f"its highest leakage, in the mean over seeds, is {leaks.mean():.3f} and exceeds",
-        f"exceeds 0.1 on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
+        f"In this strict setting it leaks on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
         f"ends at {held.mean():.3f}, where RLVR ends at {rlvr.mean():.3f}",
-        f"In the noisy setting it is {noisy.mean():.3f} and exceeds 0.1 on "
-        f"{(noisy > 0.1).sum()} of 10 seeds",
-        f"its leakage is {papers:.3f} at most in all three settings",
-        f"Its leakage is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
-        f"averaged over the run, is {lead.mean():.3f} above RLVR's, and it is above on "
+        f"In the noisy one it leaks on {(noisy > 0.1).sum()} of {len(noisy)}.",
+        f"RLSD leaks {papers:.3f} at most in all three settings",
+        f"CEPO leaks {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
+        f"mean accuracy over the run is {lead.mean():.3f} above RLVR's, and above it on "
         f"{(lead > 0).sum()} of {len(lead)} seeds",
     ):
         assert said in README, said
+
+
+def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
+    advantage = rlsd.group_advantage(torch.tensor([1.0] * 3 + [0.0] * 5), 8)
+    gain = torch.tensor(0.758 / 0.999).log().expand(8, 1)
+    push = rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0).mean()
+    assert f"the mean is {push:.2f}," in README and f"the mean is {push:.2f}," in PAGES["LESSON"]
 
 
 def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
@@ -802,7 +807,11 @@ def test_the_readmes_sample_is_what_the_run_prints():
     header = rlsd.HEADER.format(problem=records[0]["shown"]["problem"])
     printed = [f"{rlsd.PRETRAINING}base, seed 0", *header.splitlines()]
     printed += map(rlsd.format_record, records)
-    sample = README.split("    live page: ")[1].split("\n    figure ")[0].splitlines()[1:]
+    sample = (
+        README.split("    live page (open it in a browser): ")[1]
+        .split("\n    figure ")[0]
+        .splitlines()[1:]
+    )
     assert len(sample) == 8
     assert all(line.strip() in ["...", *printed] for line in sample)
 
