@@ -3,7 +3,7 @@
     python -m plots.sign [--quick]        runs/sign.jsonl and sign.png under --out
 
 Towards: RLSD. Away: the ratio is reversed, exp(-sign(A) Delta_t). Away when right: reversed on
-right responses only; on the others the weight is 1. eps_w and lam are 1, held.
+accepted responses only; on the others the weight is 1. eps_w and lam are 1, held.
 """
 
 import argparse
@@ -47,6 +47,24 @@ def table(lines: list[dict]) -> list[str]:
     return study.watched_table(lines, list(VERIFIERS), ("verifier", "the teacher's push"))
 
 
+def entitle(panel, lines: list[dict], verifier: str) -> None:
+    """What is found in the upper panel, if it holds of every seed."""
+    start = study.curves(lines, "accuracy", f"{verifier}: away")[:, 0]
+    away, when_right, rlvr = (
+        study.ends(lines, f"{verifier}: {name}") for name in ("away", "away when right", "RLVR")
+    )
+    label = f"Verifier: {verifier}"
+    if (when_right < start).all():
+        text = f"{label}. Pushed away, on all responses\nor on right ones, every seed falls"
+        study.claim(panel, text, bool((away < start).all()), label)
+    elif (away < start).all():
+        text = f"{label}. Pushed away on all\nresponses, every seed falls; on right ones, none does"
+        study.claim(panel, text, bool((when_right > start).all()), label)
+    else:
+        text = f"{label}. Pushed away on all responses,\nevery seed ends below RLVR's"
+        study.claim(panel, text, bool((away < rlvr).all()), label)
+
+
 def main() -> None:
     flags = study.arguments(__doc__, seeds=8)
     lines = study.run_all("sign", flags, plan(flags), measure)
@@ -58,14 +76,7 @@ def main() -> None:
         colours = {label: COLOURS[name] for label, name in names.items()}
         study.draw_runs(upper, lines, "accuracy", names, colours)
         study.draw_runs(lower, lines, "leakage", names, colours)
-        start = study.curves(lines, "accuracy", f"{verifier}: away")[:, 0]
-        end = study.ends(lines, f"{verifier}: away")
-        study.claim(
-            upper,
-            f"Verifier {verifier}: pushed away from the key,\nevery seed ends below its base",
-            bool((end < start).all()),
-            f"Verifier: {verifier}",
-        )
+        entitle(upper, lines, verifier)
         leaks = {name: study.leaks(lines, f"{verifier}: {name}") for name in METHODS}
         away = max(leaks["away"].max(), leaks["away when right"].max())
         study.claim(

@@ -112,7 +112,7 @@ def away(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
 
 
 def away_when_right(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
-    """The reversed ratio on right responses only; on the others the weight is 1."""
+    """The reversed ratio on accepted responses only; on the others the weight is 1."""
 
     def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
         weight = clipped_weight(-gain, advantage, batch.eps_w)
