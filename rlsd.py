@@ -34,16 +34,19 @@ because it forgets that carry. `-` means "carry nothing". The answer after `=` i
 Eight responses to this problem were sampled; together they are a group. Three are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is the probability that the teacher of OPSD and RLSD gives to it. This teacher is a
-copy of the student that has just been renewed, so it has the same weights; but it is shown the key.
+each token. P_T is the probability that the teacher of OPSD and RLSD gives to it. This
+teacher is a copy of the student. Here training has just begun, and both still have the weights of
+the pretrained network; but the teacher is shown the key.
 
-The last three rows are A_t: how strongly three of the methods push each token, up if the number is
-positive, down if it is negative. Under RLVR, A_t is A. Under OPSD it is log(P_T / P_S), whatever
-the reward is. (The table shows OPSD's push on the sampled token only; its loss also pushes the
-tokens that might have been sampled instead.) Under RLSD it is A times a weight, which is P_S / P_T
-in a wrong response and P_T / P_S in a right one. eps_w limits how much the weight may differ from
-1. lam is the share of A that the weight scales; the rest of A stays as it is. Both are 1 here; by
-default eps_w is 0.2, and lam falls from 0.5 to 0 over the first 50 steps.
+The last three rows are A_t, the factor with which three of the methods push each token: up if it is
+positive, down if it is negative. (It multiplies the gradient of log P_S. Where P_S is almost 1 that
+gradient is small, so such a token moves little in one step.) Under RLVR, A_t is A. Under OPSD it is
+log(P_T / P_S), whatever the reward is. (The table shows OPSD's push on the sampled token only; its
+loss also pushes the tokens that might have been sampled instead, and these pushes partly cancel.)
+Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and P_T / P_S in a right
+one. eps_w limits how much the weight may differ from 1. lam is the share of A that the weight
+scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and lam falls from
+0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -62,9 +65,10 @@ The first token, `5`, is no mistake, and all eight responses begin with it. Unde
 and down on it cancel, because the mean of A over a group is 0 and all responses are equally long.
 But this teacher finds `<see key>` likely in its place, so in a wrong response the weight of `5` is
 P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is pushed down more than up. This
-push takes probability from it, and gives it to the student's other candidates. `<see key>` is one
-of them, though a rare one: it stands in 0.2 % of the pretraining texts that plant the bad habits
-and show no key. This is how a leak can begin; the docstring of rlsd_token_advantage says more.
+push takes probability from `5` and gives it to the other tokens that the student might write. One
+of them, though a rare one, is `<see key>`: the pretraining texts plant the habit of citing where a
+key is shown, but a few (0.2 %) cite where none is. This is how a leak can begin; the docstring of
+rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -246,9 +250,10 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
     CEPO uses this function too, with another Delta_t.
 
-    Why a key can leak. The clipped weight is never negative, so in each response A_t has the sign
-    of A. The paper argues that the direction therefore comes from the reward alone, so that no key
-    can leak (Theorem 5).
+    Why RLSD can leak. OPSD leaks directly: its loss raises every token that the teacher finds
+    likelier, `<see key>` among them. In RLSD the clipped weight is never negative, so in each
+    response A_t has the sign of A. The paper argues that the direction therefore comes from the
+    reward alone, so that there is no leak (Theorem 5).
 
     But suppose that all responses of a group begin alike, for instance with the same first token.
     If they are equally long (each token counts 1/|y|), the push on that token is the mean of A_t
@@ -259,10 +264,11 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all
     rewards of the group are equal, or if Delta_t is 0.
 
-    A key can also leak without a shared beginning. Suppose that the student samples `<see key>`.
-    The teacher, which sees a key, finds it likelier than the student does. So it is praised more if
-    the response is right. If it is wrong, `<see key>` is blamed less, and with lam = eps_w = 1
-    hardly at all, as long as it is rare.
+    A leak can also start without a shared beginning. Suppose that the student samples `<see key>`.
+    The teacher, which sees a key, finds it likelier than the student does. So if the response is
+    right, `<see key>` is praised more than under RLVR. If the response is wrong, `<see key>` is
+    blamed less: its weight is P_S / P_T, which is near 0 while the student rarely cites, and with
+    lam = eps_w = 1 almost nothing is left of the blame.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -341,9 +347,11 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
     OPD and OPSD minimise a divergence over the whole vocabulary. Here A_t is log P_T(y_t) -
     log P_S(y_t), for the figure only; it is not used in the loss. With the reverse KL, which is the
-    default, it also tells how the loss pushes: the gradient at a position is the sum over all
-    tokens v of P_S(v) times the gradient of -A(v) log P_S(v), where P_S(v) and A(v) = log P_T(v) -
-    log P_S(v) are held constant. A_t is A(v) at the token that was sampled.
+    default, it also tells how the loss pushes. At each position
+
+        grad = - sum_v P_S(v) A(v) grad log P_S(v), where A(v) = log P_T(v) - log P_S(v)
+
+    So every token v is pushed by its own A(v), and A_t is A(v) at the token that was sampled.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -491,8 +499,9 @@ def judge(
 ) -> tuple[list[float], str]:
     """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
-    All errors, if any are asked for, are made here. With probability key_noise a wrong answer of
-    the group, if there is one, replaces the key, and decides which answers count as right. Then an
+    If the settings ask for errors, they are made here. With probability key_noise one of the
+    group's wrong answers, if it has any, becomes the key, and then the answers equal to it count as
+    right. Then an
     answer that counts as right is rejected with probability false_negatives, and any other is
     accepted with probability false_positives. By default all three are 0.
     """
@@ -1742,7 +1751,7 @@ def run_all(flags: argparse.Namespace) -> int:
         seeds = {run.config.seed for run in runs}
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # by convention, runs without a name are unedited
+        if flags.name:  # an edited page: the unedited run of the same mode, which has no name
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")

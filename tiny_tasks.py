@@ -178,8 +178,9 @@ class Carry(Task):
     token possible: a token that is never sampled cannot be rewarded. The key of a piece of homework
     is the answer of this very response, even if it is wrong.
 
-    One more trick makes the network read the key. In homework, when a key is shown, each digit is
-    replaced by a random one with probability RANDOM_DIGIT, in the working and in the key alike.
+    One more trick makes the network read the key. In homework, when a key is shown, each column's
+    digit is replaced by a random one with probability RANDOM_DIGIT, in the working and in the key
+    alike.
     Such a digit cannot be computed from the problem; it can only be read off the key.
     """
 
@@ -265,9 +266,9 @@ class Split(Task):
 
     One more trick. The student's split is rarely that of the key, and yet the teacher must judge
     its digits. So the network has to learn to go on from a text that contradicts the key. When a
-    key is shown, then at each digit, with probability PUT_ASIDE, the response leaves the key for
-    good and ends with a new split, which is right. The key that is shown stays that of the old
-    split, with its slip if it had one.
+    key is shown, then at each digit, with probability PUT_ASIDE, the response stops following the
+    key: its remaining digits are drawn anew, so that the split is right. The prompt still shows the
+    old split, with its slip if it had one.
     """
 
     name = "split"
