@@ -1238,13 +1238,14 @@ def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> 
             for name in (across, up)
         )
         colour = GREY if grey else COLOURS[n % len(COLOURS)]
-        width = 1.5 if grey else max(1.6, 9.0 - 2 * n)
-        opacity = 0.55 if width > 4 else 1.0
+        width = 1.5 if grey else max(1.6, 6.0 - 1.2 * n)
+        opacity = 0.55 if width > 3 else 1.0
         if len(seeds) > 1 and across == "step" and not grey:
             panel.plot(x.T, y.T, color=colour, linewidth=0.6, alpha=0.6)
         x, y = x.float().mean(0).tolist(), y.mean(0).tolist()
         panel.plot(x, y, color=colour, linewidth=width, alpha=opacity)
-        panel.plot(x[-1], y[-1], "o", color=colour, markersize=width + 3, alpha=opacity)
+        dot = {"color": colour, "markersize": width + 3, "alpha": opacity, "clip_on": False}
+        panel.plot(x[-1], y[-1], "o", **dot)
         if across != "step":
             panel.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=7)
         ends.append((MODES[mode].name, colour, x[-1], y[-1]))
@@ -1294,12 +1295,15 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
             panel.text(x + size / 2, middle, token, color=ink, **at)
             x += size
         told = "right" if shown["right"] else "wrong"
+        accepted = max(shown["token_advantage"], key=abs) > 0  # all have the sign of A
         equal = shown["group_rewarded"] in (0, shown["group_size"])
         if record["mode"] in ("opd", "opsd"):
             pass  # they use no reward
         elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
+            if accepted != shown["right"]:
+                told += ", but accepted" if accepted else ", but rejected"
             told += f"; {shown['group_rewarded']} of {shown['group_size']} rewarded"
         panel.text(x + 0.5, middle, told, va="center")
 

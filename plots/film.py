@@ -4,7 +4,8 @@
 
 It is made from FOLDER/runs/*.jsonl alone. There is one film for each group of runs with the same
 settings, FOLDER/film-SETTINGS.gif; it shows the lowest seed. Beside each film lies a PNG of the
-frame in which the methods differ most. --out names the film if the folder has one group of runs.
+first frame in which the methods differ clearly. --out names the film if the folder has one group of
+runs.
 
 A box marks a slip: a carry that was written down, and is missing in the next digit.
 """
@@ -23,7 +24,7 @@ CAPTIONS = {
     "rlsd": "verifier: the sign; teacher: the size",
     "cepo": "as RLSD, right key against wrong key",
 }
-PANELS = {"right answers": "accuracy", "responses that cite a hidden key": "leakage"}
+PANELS = {"right answers": "accuracy", "leakage: a hidden key is cited": "leakage"}
 MILLISECONDS = 550  # per frame
 PAUSE = 2500  # at the last frame
 WIDTH = 46.0  # of a row, in tiles
@@ -59,6 +60,8 @@ def draw(figure, runs: rlsd.Runs, steps: int, told: str) -> None:
     modes = [mode for mode, _ in runs]
     height = figure.get_figheight()
     tiles = 0.5 * len(modes) + 0.5  # in inches
+    records = [records[-1] for records in runs.values()]
+    told = f"step {records[0]['step']} of {steps}; {told}"
     figure.text(0.02, 1 - 0.2 / height, told, fontsize=10, va="center", color="#444444")
     for n, (title, quantity) in enumerate(PANELS.items()):
         box = (0.07 + 0.49 * n, (tiles + 0.65) / height, 0.34, 1 - (tiles + 1.35) / height)
@@ -70,7 +73,6 @@ def draw(figure, runs: rlsd.Runs, steps: int, told: str) -> None:
         rlsd.name_ends(panel, rlsd.draw_curves(panel, runs, "step", quantity))
 
     panel = figure.add_axes((0.02, 0.05 / height, 0.96, tiles / height))
-    records = [records[-1] for records in runs.values()]
     rlsd.draw_tiles(panel, records, WIDTH, first=13.0)
     for row, record in enumerate(records):
         caption = CAPTIONS.get(record["mode"], "")
@@ -100,13 +102,14 @@ def picture(runs: rlsd.Runs, steps: int, told: str):
 
 
 def most_telling(shots: list[rlsd.Runs]) -> int:
-    """The number of the frame in which the accuracies differ most."""
+    """The number of the first frame in which accuracies differ nearly as much as ever."""
 
     def difference(runs: rlsd.Runs) -> float:
         accuracies = [records[-1]["accuracy"] for records in runs.values()]
         return max(accuracies) - min(accuracies)
 
-    return max(range(len(shots)), key=lambda n: (difference(shots[n]), n))
+    differences = [difference(shot) for shot in shots]
+    return next(n for n, found in enumerate(differences) if found >= 0.9 * max(differences))
 
 
 def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
@@ -116,11 +119,11 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     shots = frames(runs)
     verifier = "exact verifier"
     if config.false_negatives or config.false_positives:
-        verifier = f"a verifier that rejects {config.false_negatives:.0%} of the right answers"
-        verifier += f" and accepts {config.false_positives:.0%} of the wrong ones"
+        verifier = f"verifier rejects {config.false_negatives:.0%} of right answers"
+        verifier += f", accepts {config.false_positives:.0%} of wrong ones"
     falling = f", falling over {config.lam_decay} steps" if config.lam_decay else ", held"
     seed = min(seed for _, seed in runs)
-    told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g} and lam {config.lam:g}{falling}"
+    told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
     pictures = [picture(shot, config.steps, told) for shot in shots]
     # One palette for all frames, so that equal pixels stay equal, which makes the file small.
     every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))
