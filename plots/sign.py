@@ -11,11 +11,12 @@ import argparse
 import rlsd
 from plots import compare, study, variants
 
+LEAKS = 0.1  # a run with more leakage than this has leaked
 METHODS = {  # mode, method, colour
     "RLVR": ("rlvr", rlsd.method_loss, compare.COLOURS["rlvr"]),
     "towards (RLSD)": ("rlsd", rlsd.method_loss, compare.COLOURS["rlsd"]),
     "away": ("rlsd", variants.away, "#E69F00"),
-    "away when right": ("rlsd", variants.away_when_right, "#56B4E9"),
+    "away when right": ("rlsd", variants.away_when_right, "#CC79A7"),
 }
 COLOURS = {name: colour for name, (_, _, colour) in METHODS.items()}
 VERIFIERS = {
@@ -79,11 +80,13 @@ def main() -> None:
         entitle(upper, lines, verifier)
         leaks = {name: study.leaks(lines, f"{verifier}: {name}") for name in METHODS}
         away = max(leaks["away"].max(), leaks["away when right"].max())
+        count = (leaks["towards (RLSD)"] > LEAKS).sum()
         study.claim(
             lower,
-            "Pushed away from the key, no seed leaks 0.1",
-            away < 0.1,
-            "Leakage",
+            f"{verifier[0].upper()}{verifier[1:]}. Pushed towards the key, {count} of "
+            f"{len(leaks['away'])} seeds\nleak; pushed away, none does",
+            away < LEAKS,
+            f"Verifier: {verifier}",
         )
     study.finish(figure, "sign", flags)
 

@@ -166,7 +166,7 @@ def table(lines: list[dict]) -> list[str]:
     add("Theorem 2: Delta_S <= 0", what, (worked <= 0).all())
     larger = (moved > np.abs(student[twenty])).sum()
     what = f"is in {(moved > 0).sum()} of {moved.size}, up to {moved.max():.2f}"
-    what += f"; larger than |Delta_S| in {larger}"
+    what += f"; larger in size than Delta_S in {larger}"
     add("Theorem 2: Delta_T may be positive", what, (moved > 0).any())
 
     falls = np.diff(values["information"])[~frozen] < -1e-6
