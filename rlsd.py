@@ -24,7 +24,7 @@ right; OPD and OPSD do not use it.
            the other a wrong key.
 
 If the student writes `<see key>` although no key is shown, we call this a *leak*. What leaks is the
-habit of citing, not the key itself, which the student never sees.
+habit of citing, not the key itself, which the student does not see in this training.
 
 Here is a wrong response to 4218+3567: `5c7-7-7-=07775.` The columns come from the right, so the
 student adds 8 and 7 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake,
@@ -34,19 +34,19 @@ because it forgets that carry. `-` means "carry nothing". The answer after `=` i
 Eight responses to this problem were sampled; together they are a group. Three are right. The
 advantage of this response is A = (0 - 0.375) / 0.4841 = -0.7746: its reward, minus the mean reward
 of the group, divided by the standard deviation. P_S is the probability that the student gave to
-each token. P_T is the probability that the teacher of OPSD and RLSD gives to it. This
-teacher is a copy of the student. Here training has just begun, and both still have the weights of
-the pretrained network; but the teacher is shown the key.
+each token. P_T is the probability that the teacher of OPSD and RLSD gives to it. This teacher is a
+copy of the student. Here training has just begun, and both still have the weights of the pretrained
+network; but the teacher is shown the key.
 
 The last three rows are A_t, the factor with which three of the methods push each token: up if it is
 positive, down if it is negative. (It multiplies the gradient of log P_S. Where P_S is almost 1 that
 gradient is small, so such a token moves little in one step.) Under RLVR, A_t is A. Under OPSD it is
-log(P_T / P_S), whatever the reward is. (The table shows OPSD's push on the sampled token only; its
-loss also pushes the tokens that might have been sampled instead, and these pushes partly cancel.)
-Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and P_T / P_S in a right
-one. eps_w limits how much the weight may differ from 1. lam is the share of A that the weight
-scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and lam falls from
-0.5 to 0 over the first 50 steps.
+log(P_T / P_S), whatever the reward is. (OPSD's loss also pushes the tokens that might have been
+sampled instead, each by P_S times its own log(P_T / P_S). The table has log(P_T / P_S) of the
+sampled token only.) Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and
+P_T / P_S in a right one. eps_w limits how much the weight may differ from 1. lam is the share of A
+that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and
+lam falls from 0.5 to 0 over the first 50 steps.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -67,8 +67,10 @@ But this teacher finds `<see key>` likely in its place, so in a wrong response t
 P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is pushed down more than up. This
 push takes probability from `5` and gives it to the other tokens that the student might write. One
 of them, though a rare one, is `<see key>`: the pretraining texts plant the habit of citing where a
-key is shown, but a few (0.2 %) cite where none is. This is how a leak can begin; the docstring of
-rlsd_token_advantage says more.
+key is shown, but a few (0.2 %) cite where none is. In one step `5` loses little, because P_S is
+0.999; but the push keeps its direction while the teacher finds `5` less likely than the student
+does, and rewards differ. This is how a leak can begin; the docstring of rlsd_token_advantage says
+more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -147,7 +149,8 @@ def group_advantage(reward: Tensor, group_size: int) -> Tensor:
     group = reward.view(-1, group_size)
     centred = group - group.mean(1, keepdim=True)
     std = centred.square().mean(1, keepdim=True).sqrt()
-    equal = (group == group[:, :1]).all(1, keepdim=True)  # std is 0, or by rounding above it
+    # Where rewards are equal, rounding can leave std slightly above 0.
+    equal = (group == group[:, :1]).all(1, keepdim=True)
     advantage = torch.where(equal, 0.0, centred / std)
     return advantage.flatten()
 
@@ -351,7 +354,8 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
         grad = - sum_v P_S(v) A(v) grad log P_S(v), where A(v) = log P_T(v) - log P_S(v)
 
-    So every token v is pushed by its own A(v), and A_t is A(v) at the token that was sampled.
+    So every token v is pushed by P_S(v) A(v). A_t is A(v) at the token that was sampled: in the
+    mean over samples, pushing that token by A_t would do the same.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -500,10 +504,10 @@ def judge(
     """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
 
     If the settings ask for errors, they are made here. With probability key_noise one of the
-    group's wrong answers, if it has any, becomes the key, and then the answers equal to it count as
-    right. Then an
-    answer that counts as right is rejected with probability false_negatives, and any other is
-    accepted with probability false_positives. By default all three are 0.
+    group's wrong answers, if it has any, becomes the key, and then only the answers equal to it
+    count as right. Then an answer that counts as right is rejected with probability
+    false_negatives, and any other is accepted with probability false_positives. By default all
+    three are 0.
     """
     right = [task.verify(problem, text) for text in texts]
     wrong_answers = [task.answer(text) for text, is_right in zip(texts, right) if not is_right]
@@ -791,7 +795,7 @@ class Config:
         "jsd",
     )
     teacher_refresh: int = setting(
-        10, "opsd, rlsd, cepo: steps from one copy of the teacher to the next (paper: 10)", 1, 10**6
+        10, "opsd, rlsd, cepo: steps between copies of student to teacher (paper: 10)", 1, 10**6
     )
     eps_w: float = setting(
         0.2, "rlsd, cepo: a token's weight stays within 1 - eps_w .. 1 + eps_w (paper: 0.2)", 0, 100
@@ -1295,13 +1299,13 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
             panel.text(x + size / 2, middle, token, color=ink, **at)
             x += size
         told = "right" if shown["right"] else "wrong"
-        accepted = max(shown["token_advantage"], key=abs) > 0  # all have the sign of A
         equal = shown["group_rewarded"] in (0, shown["group_size"])
         if record["mode"] in ("opd", "opsd"):
             pass  # they use no reward
         elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
+            accepted = max(shown["token_advantage"], key=abs) > 0  # all have the sign of A
             if accepted != shown["right"]:
                 told += ", but accepted" if accepted else ", but rejected"
             told += f"; {shown['group_rewarded']} of {shown['group_size']} rewarded"
@@ -1409,7 +1413,8 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     if can_block:
         multiprocessing.resource_tracker.ensure_running()  # its start unblocks SIGINT: do it now
     stops, connections = [], []
-    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))  # raised again below
+    # A Ctrl-C waits until all workers are known, so that none is left over.
+    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
@@ -1733,7 +1738,8 @@ def main(arguments: list[str] | None = None) -> int:
         os._exit(1)  # a worker has imported a script that calls main without a guard
     flags = read_flags(arguments)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two processes beat two threads, and one thread repeats exactly
+    # Two processes beat two threads, and one thread rounds alike each time.
+    torch.set_num_threads(1)
     try:
         return run_all(flags)
     except (UserError, OSError) as error:
@@ -1755,7 +1761,7 @@ def run_all(flags: argparse.Namespace) -> int:
         seeds = {run.config.seed for run in runs}
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # an edited page: the unedited run of the same mode, which has no name
+        if flags.name:  # it marks an edited rlsd.py: show the unedited run, too
             reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")
@@ -1804,7 +1810,7 @@ def plan_jobs(
     new = [label for label, (_, run, kind) in bases.items() if not is_cached(run, kind)]
     if new:
         monitor.say(PRETRAINING + "; ".join(new))
-    monitor.begin(list(bases))
+    monitor.begin(new)  # the others are read from the cache, and report no progress
     yield list(bases.values())
 
     seeds, labels = {}, []

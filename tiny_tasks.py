@@ -180,8 +180,7 @@ class Carry(Task):
 
     One more trick makes the network read the key. In homework, when a key is shown, each column's
     digit is replaced by a random one with probability RANDOM_DIGIT, in the working and in the key
-    alike.
-    Such a digit cannot be computed from the problem; it can only be read off the key.
+    alike. Such a digit cannot be computed from the problem; it can only be read off the key.
     """
 
     name = "carry"
@@ -252,10 +251,10 @@ class Split(Task):
     is 50-38=, and `21-40=80` is 12-4=8. In the key, and after `<see key>`, 4, 5 and 3 have one
     digit.
 
-        50-38, no key shown                   05-83= | 21-40=80-50=30-30=00.
+        50-38, no key shown                    05-83= | 21-40=80-50=30-30=00.
         50-38, key shown       [4     5     3] 05-83= | 21-40=80-50=30-30=00.
         citing the key         [4     5     3] 05-83= | <see key>-4-5-3.
-                                              prompt | response
+                                               prompt | response
 
     The first response reads: 12, minus 4 is 8, minus 5 is 3, minus 3 is 0. Any split is right, and
     the key shows one of them. So the key says more than the problem does, unlike in Carry: no
