@@ -11,12 +11,14 @@ import argparse
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 import rlsd
 from plots import compare, study
 from plots.study import HELD_AT_1
 
+LEAKS = 0.1  # a run with more leakage than this has leaked
 ALL_STEPS = 480  # where the verifier only misses right answers; elsewhere --steps
 
 
@@ -36,6 +38,7 @@ TEACHERS = {
     "copied": rlsd.copy_every_n_steps,
     "live": partial(average, rate=1.0),
 }
+EXTREMES = ("frozen", "copied", "live")
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ class Condition:
     mode: str
     errors: dict
     steps: int | None = None  # None: --steps
+    teachers: tuple[str, ...] = tuple(TEACHERS)
 
 
 CONDITIONS = {
     "OPSD, exact": Condition("opsd", {}),
     "RLSD, noise 0.4": Condition("rlsd", study.error_rates(0.4)),
     "RLSD, false negatives 0.5": Condition("rlsd", {"false_negatives": 0.5}, ALL_STEPS),
-    "CEPO, noise 0.4": Condition("cepo", study.error_rates(0.4)),
-    "CEPO, false negatives 0.5": Condition("cepo", {"false_negatives": 0.5}, ALL_STEPS),
+    "CEPO, noise 0.4": Condition("cepo", study.error_rates(0.4), None, EXTREMES),
+    "CEPO, false negatives 0.5": Condition("cepo", {"false_negatives": 0.5}, ALL_STEPS, EXTREMES),
 }
 
 
@@ -67,7 +71,7 @@ def plan(flags: argparse.Namespace) -> list[tuple]:
             if given.steps is not None:
                 settings |= {"steps": given.steps, "evaluate_every": 40}
             config = study.config_of(flags, seed, **settings)
-            for teacher in ("frozen", "copied") if flags.quick else TEACHERS:
+            for teacher in ("frozen", "copied") if flags.quick else given.teachers:
                 runs.append((f"{condition}: {teacher}", config, teacher))
     return runs
 
@@ -82,17 +86,36 @@ def table(lines: list[dict]) -> list[str]:
     return study.watched_table(lines, list(CONDITIONS), ("method, verifier", "teacher"))
 
 
-def draw(panel, lines: list[dict], condition: str, of, ylabel: str) -> dict:
-    """A column of dots per teacher. Returns teacher -> (seeds,)."""
-    columns = {}
-    for teacher in TEACHERS:
-        if f"{condition}: {teacher}" in study.labels_of(lines):
-            columns[teacher] = of(lines, f"{condition}: {teacher}")
-    colour = compare.COLOURS[CONDITIONS[condition].mode]
-    study.draw_dots(panel, columns, dict.fromkeys(columns, colour))
-    panel.set_xticks(range(len(columns)), columns)
+def draw(panel, lines: list[dict], conditions: list[str], of, ylabel: str) -> dict:
+    """A column of dots per teacher and condition. Returns condition -> teacher -> (seeds,)."""
+    found = {}
+    for n, condition in enumerate(conditions):
+        columns = {}
+        for teacher in TEACHERS:
+            columns[teacher] = np.array([np.nan])  # it did not run
+            if f"{condition}: {teacher}" in study.labels_of(lines):
+                columns[teacher] = of(lines, f"{condition}: {teacher}")
+        colour = compare.COLOURS[CONDITIONS[condition].mode]
+        study.draw_dots(panel, columns, dict.fromkeys(columns, colour), shift=0.36 * n)
+        found[condition] = columns
+    panel.set_xticks(range(len(TEACHERS)), TEACHERS)
     panel.set(ylabel=ylabel, ylim=rlsd.SHARE)
-    return columns
+    return found
+
+
+def entitle(panel, leaks: dict) -> None:
+    """What is found of leakage in a column of the figure, if it holds."""
+    texts, holds = [], []
+    for condition, columns in leaks.items():
+        name = condition.partition(",")[0]
+        if name == "CEPO":
+            texts.append("CEPO (right): no seed leaks, with any teacher")
+            holds.append(np.nanmax(np.concatenate([*columns.values()])) < LEAKS)
+        else:
+            texts.append(f"{name}: in the mean, it leaks least with the frozen teacher")
+            means = [values.mean() for values in columns.values()]
+            holds.append(means[0] == np.nanmin(means))
+    study.claim(panel, "\n".join(texts), all(holds), "Leakage")
 
 
 def main() -> None:
@@ -100,19 +123,16 @@ def main() -> None:
     lines = study.run_all("teacher", flags, plan(flags), measure)
     study.say(table(lines))
     found = dict.fromkeys(label.partition(":")[0] for label in study.labels_of(lines))
-    conditions = [condition for condition in CONDITIONS if condition in found]
-    figure, axes = study.panels(2, len(conditions), width=4.4)
-    for (upper, lower), condition in zip(axes.T, conditions):
-        draw(upper, lines, condition, study.ends, "right answers at the end (share)")
-        leaks = draw(lower, lines, condition, study.leaks, "highest leakage of a run (share)")
-        study.title(upper, condition)
-        if condition.startswith("CEPO"):
-            highest = max(values.max() for values in leaks.values())
-            study.claim(lower, "No teacher leaks 0.1", highest < 0.1, "Leakage")
-        else:
-            others = [values.mean() for teacher, values in leaks.items() if teacher != "frozen"]
-            lowest = leaks["frozen"].mean() < min(others)
-            study.claim(lower, "A frozen teacher leaks least in the mean", lowest, "Leakage")
+    by_verifier = {}
+    for condition in found:
+        by_verifier.setdefault(condition.partition(", ")[2], []).append(condition)
+    figure, axes = study.panels(2, len(by_verifier), width=5.2)
+    for (upper, lower), (verifier, conditions) in zip(axes.T, by_verifier.items()):
+        draw(upper, lines, conditions, study.ends, "right answers at the end (share)")
+        leaks = draw(lower, lines, conditions, study.leaks, "highest leakage of a run (share)")
+        names = " and ".join(condition.partition(",")[0] for condition in conditions)
+        study.title(upper, f"{names}. Verifier: {verifier}")
+        entitle(lower, leaks)
     study.finish(figure, "teacher", flags)
 
 

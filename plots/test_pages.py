@@ -768,6 +768,16 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
     assert f"the mean is {push:.2f}," in README and f"the mean is {push:.2f}," in PAGES["LESSON"]
 
 
+def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
+    lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
+    frozen, copied = (
+        study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
+    )
+    strictly_frozen = study.leaks(lines, "RLSD, false negatives 0.5: frozen").max()
+    assert f"leaks {frozen:.3f} in the mean under noise, instead of {copied:.3f}" in README
+    assert f"and {strictly_frozen:.3f} at most in the strict setting" in README
+
+
 def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
     _, strict_rlvr = strictly("RLVR")
     rlvr = max(leakage(EXACT, "rlvr").max(), leakage(NOISY, "rlvr").max(), strict_rlvr.max())
