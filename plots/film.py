@@ -7,7 +7,7 @@ settings, FOLDER/film-SETTINGS.gif; it shows the lowest seed. Beside each film l
 first frame in which the methods differ clearly. --out names the film if the folder has one group of
 runs.
 
-A box marks a slip: a carry that was written down, and is missing in the next digit.
+A thick frame marks a slip: a carry that was written down, and is missing in the next digit.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CAPTIONS = {
     "rlsd": "verifier: the sign; teacher: the size",
     "cepo": "as RLSD, right key against wrong key",
 }
-PANELS = {"right answers": "accuracy", "leakage: a hidden key is cited": "leakage"}
+PANELS = {"right answers": "accuracy", "leakage: <see key> without a key": "leakage"}
 MILLISECONDS = 550  # per frame
 PAUSE = 2500  # at the last frame
 WIDTH = 46.0  # of a row, in tiles
