@@ -401,7 +401,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
-    raise UserError(f"method_loss has no branch for mode {mode!r}")
+    raise UserError(f"method_loss has no branch for mode {mode!r} that returns loss and A_t")
 
 
 # ==== 2. Training ====
@@ -1242,7 +1242,7 @@ def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> 
             for name in (across, up)
         )
         colour = GREY if grey else COLOURS[n % len(COLOURS)]
-        width = 1.5 if grey else max(1.6, 6.0 - 1.2 * n)
+        width = 4.0 if grey else max(1.6, 6.0 - 1.2 * n)
         opacity = 0.55 if width > 3 else 1.0
         if len(seeds) > 1 and across == "step" and not grey:
             panel.plot(x.T, y.T, color=colour, linewidth=0.6, alpha=0.6)
@@ -1646,6 +1646,10 @@ def check_mode(config: Config, task: Task) -> None:
         raise UserError(
             f'{name}: teacher is {mode.teacher!r}, but must be None, "larger" or "student"'
         )
+    if not config.mode.isidentifier():
+        raise UserError(f"{name}: what --mode calls it must be a word of letters, digits and _")
+    if not isinstance(mode.sees, tuple):
+        raise UserError(f'{name}: sees is {mode.sees!r}, but must be a tuple: ("right key",)')
     for which in mode.sees:
         if which not in ("no key", "right key", "wrong key"):
             raise UserError(
@@ -1653,8 +1657,8 @@ def check_mode(config: Config, task: Task) -> None:
             )
     if (mode.teacher is None) != (mode.sees == ()):
         raise UserError(f"{name}: `sees` must be () without a teacher, and must not be () with one")
-    if len(mode.name) > 9:
-        raise UserError(f"{name}: its name {mode.name!r} has more than the 9 letters that fit")
+    if len(mode.name) > 5:
+        raise UserError(f"{name}: its name {mode.name!r} has more than the 5 letters that fit")
     if config.mode == "all":
         raise UserError("a mode cannot be called all: --mode all trains all modes")
     untrained = GPT(task.tokenizer.vocabulary_size, width=8)
@@ -1762,9 +1766,12 @@ def run_all(flags: argparse.Namespace) -> int:
         committed = Path(__file__).parent / "plots" / "reference"
         reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
         if flags.name:  # it marks an edited rlsd.py: show the unedited run, too
-            reference |= reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
+            unedited = reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
+            reference |= unedited
     monitor = Monitor(runs[0].config, figure, reference)
     monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")
+    if flags.mode != "all" and flags.name and not unedited:
+        monitor.say("no unedited run has these settings: to compare, train it without --name")
 
     missing = []
     for run in runs:

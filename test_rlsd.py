@@ -32,7 +32,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import rlsd
 from rlsd import MODES, cached_model, group_advantage, method_loss, rlsd_token_advantage
-from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Task, UserError
+from tiny_tasks import SEE_KEY, TASKS, Carry, Split, Task, Tokenizer, UserError
 
 torch.set_num_threads(1)
 inspect.getsource = cache(inspect.getsource)  # it is slow, and a base's name asks for 12 sources
@@ -678,8 +678,9 @@ def test_training_problems_are_never_held_out_and_each_is_shown_in_its_own_way(t
 @mark.parametrize(
     "member, value, complaint",
     [
-        ("verify", lambda *_: 1, "verify.* is 1, but must be True or False"),
+        ("verify", lambda _, text: len(text), "verify.* is .*, but must be True or False"),
         ("working", lambda *_, **__: ("=00000.", "0"), "'=00000.'.* verify says False"),
+        ("verify", lambda *_: True, "verify accepts an empty response"),
         ("response_length", 5, "is longer than response_length"),
         (
             "prompt",
@@ -694,6 +695,16 @@ def test_the_check_of_a_task_names_its_mistake_in_one_line(member, value, compla
     setattr(task, member, value)
     with raises(UserError, match=f"^[^\n]*{complaint}[^\n]*$"):
         task.check()
+
+
+def test_a_task_needs_a_name_of_its_own():
+    with raises(UserError, match="class Nameless must have a name of its own"):
+        type("Nameless", (Carry,), {})(4).check()
+
+
+def test_an_alphabet_without_the_end_is_refused():
+    with raises(UserError, match="the alphabet lacks '.'"):
+        Tokenizer("0123456789")
 
 
 def test_the_tokenizer_gives_the_text_back():
@@ -1028,6 +1039,8 @@ def test_a_verifier_that_takes_20_ms_delays_the_first_sign_of_life_by_less_than_
     asked = []
 
     class Slow(Carry):
+        name = "carry"
+
         def verify(self, problem, response):
             asked.append(response)
             return super().verify(problem, response)
@@ -1081,7 +1094,11 @@ BAD_TEACHER = ROW[0], ROW[1].replace("student", "me")
 BAD_SIGHT = ROW[0], ROW[1].replace("right", "left")
 
 
-@mark.parametrize("row", [ROW, BAD_TEACHER, BAD_SIGHT])  # the first has no branch
+NO_TUPLE = ROW[0], ROW[1].replace('("right key",)', '("right key")')
+LONG = ROW[0], ROW[1].replace('"MINE"', '"MY METHOD"')
+
+
+@mark.parametrize("row", [ROW, BAD_TEACHER, BAD_SIGHT, NO_TUPLE, LONG])  # the first has no branch
 def test_a_mode_that_cannot_work_is_refused_before_a_base_is_made(row, edited, capsys):
     page = edited(row)
     line = complaint(page.main, "--mode mine", capsys)

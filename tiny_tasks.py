@@ -23,6 +23,8 @@ class Tokenizer:
     """One token per character, and one token for SEE_KEY. It is built offline from an alphabet."""
 
     def __init__(self, alphabet: str):
+        if END not in alphabet:
+            raise UserError(f"the alphabet lacks {END!r}, which ends a response")
         ranks = {}
         for character in alphabet:
             ranks.setdefault(character.encode(), len(ranks))
@@ -58,7 +60,7 @@ class Task:
     A new task is a subclass with the members below. Add it to TASKS at the end of this file.
 
     name              what --task calls it
-    alphabet          every character that its texts contain
+    alphabet          every character that its texts contain, END included
     response_length   the number of tokens of its longest working
 
     problem(rng)           a random problem: a tuple of whole numbers
@@ -73,7 +75,8 @@ class Task:
     answer(response)           the answer that a response gives, or None if it has no proper form
     verify(problem, response)  whether the answer is right; the working is ignored
 
-    The parameters of the constructor must be names of settings of rlsd.py. A working ends with
+    The parameters of the constructor must be names of settings of rlsd.py, whose values it is
+    given; defaults of its own are not used. A working ends with
     END. All prompts without a key have one length in tokens; all prompts with a key have one
     length, which may be another.
     """
@@ -124,6 +127,10 @@ class Task:
             raise UserError(
                 f"its name is {self.name!r}, but must be a word of letters, digits and _"
             )
+        if "name" not in vars(type(self)):
+            raise UserError(f"class {type(self).__name__} must have a name of its own")
+        if self.verify(self.sample(random.Random(0)), ""):
+            raise UserError("verify accepts an empty response")
         rng = random.Random(0)
         lengths = set()
         kinds = [(homework, key_open) for homework in (False, True) for key_open in (False, True)]
