@@ -1,27 +1,27 @@
-"""CEPO's contrast cures the leak and keeps the gain; and the habit that it does not cancel.
+"""What CEPO's contrast cancels, what it keeps, and where it fails.
 
     python -m plots.contrast [--quick]        runs/contrast.jsonl and contrast.png under --out
 
-A verifier that errs, and a key that does; eps_w 1, lam 1, held but for "RLSD, falling", whose lam
-is 0 after 50 steps.
+Four worlds: a verifier that errs; a key that errs, by which the verifier grades; a verifier that
+errs while cites are planted rarely or not at all; and one in which the cite depends on the key that
+is shown (Choosy). eps_w and lam are 1 and held; under "falling", lam is 0 after 50 steps.
 
-The proposition in plots/README.md says why. A token that is equally likely with both keys, such as
-"I copy the key", has Delta_t = 0 under CEPO, and no push in the mean over a group; under RLSD it
-has one.
-
-Its limit is a habit that depends on which key is shown, and is likelier with a right key than with
-a wrong one: Choosy.
+CEPO chooses the wrong key as its authors' release does: any rejected answer, which under a noisy
+verifier may be the right one. "CEPO, filtered" leaves out answers that equal the key. "RLVR,
+regraded" grades with the key itself instead of asking the verifier.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from unittest import mock
 
 import rlsd
 from plots import compare, study, variants
 from tiny_tasks import SEE_KEY, Carry
+
+LEAKS = 0.1  # a run with more leakage than this has leaked
 
 
 class Choosy(Carry):
@@ -59,37 +59,59 @@ class ChoosyConfig(rlsd.Config):
         return Choosy(self.digits, self.slip, self.cite)
 
 
-METHODS = {  # mode, method, lam_decay
-    "RLVR": ("rlvr", rlsd.method_loss, 0),
-    "RLSD": ("rlsd", rlsd.method_loss, 0),
-    "RLSD, wrong only": ("rlsd", variants.negative_only, 0),
-    "RLSD, falling": ("rlsd", rlsd.method_loss, 50),
-    "CEPO": ("cepo", rlsd.method_loss, 0),
+METHODS = {  # settings and method
+    "RLVR": ({"mode": "rlvr"}, rlsd.method_loss),
+    "RLVR, regraded": ({"mode": "rlsd"}, variants.regraded),
+    "RLVR + OPSD": ({"mode": "rlsd"}, variants.plain_sum),
+    "RLVR + OPSD, falling": ({"mode": "rlsd", "lam_decay": 50}, variants.plain_sum),
+    "RLSD": ({"mode": "rlsd"}, rlsd.method_loss),
+    "RLSD, wrong only": ({"mode": "rlsd"}, variants.negative_only),
+    "RLSD, falling": ({"mode": "rlsd", "lam_decay": 50}, rlsd.method_loss),
+    "CEPO": ({"mode": "cepo"}, rlsd.method_loss),
+    "CEPO, filtered": ({"mode": "cepo"}, rlsd.method_loss),
 }
-COLOURS = {"RLSD, wrong only": "#E69F00", "RLSD, falling": "#56B4E9"}
-TOLD = ("RLVR", "RLSD", "CEPO")
+COLOURS = {
+    "RLVR, regraded": "#56B4E9",
+    "RLVR + OPSD": "#117733",
+    "RLVR + OPSD, falling": "#009E73",
+    "RLSD, wrong only": "#E69F00",
+    "RLSD, falling": "#999999",
+    "CEPO, filtered": "#882255",
+}
 for mode in ("rlvr", "rlsd", "cepo"):
     COLOURS[compare.NAMES[mode]] = compare.COLOURS[mode]
+MAIN = ("RLVR", "RLVR + OPSD, falling", "RLSD", "CEPO")
 
 
-@dataclass
+@dataclass(frozen=True)
 class World:
     """Runs with one kind of errors, at several amounts of them."""
 
-    config: type[rlsd.Config]
     settings: Callable  # amount -> settings
     amounts: tuple[float, ...]
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = MAIN
+    config: type[rlsd.Config] = rlsd.Config
 
 
 def key_noise(amount: float) -> dict[str, float]:
     return {"key_noise": amount}
 
 
+def rarer_cites(cite: float) -> dict[str, float]:
+    return {"cite": cite, **study.error_rates(0.4)}
+
+
 WORLDS = {
-    "verifier noise": World(rlsd.Config, study.error_rates, (0.0, 0.3, 0.4, 0.5), tuple(METHODS)),
-    "key noise": World(rlsd.Config, key_noise, (0.2, 0.4), tuple(METHODS)),
-    "choosy cite, noise": World(ChoosyConfig, study.error_rates, (0.4, 0.5), TOLD),
+    "verifier noise": World(study.error_rates, (0.4,), tuple(METHODS)),
+    "key noise": World(key_noise, (0.4,)),
+    "noise 0.4, cite": World(rarer_cites, (0.0, 0.05)),
+    "choosy cite, noise": World(study.error_rates, (0.4,), config=ChoosyConfig),
+}
+SHOWN = {  # the columns of the figure: world, amount
+    "Verifier noise 0.4": ("verifier noise", 0.4),
+    "Key noise 0.4": ("key noise", 0.4),
+    "Verifier noise 0.4, no cite planted": ("noise 0.4, cite", 0.0),
+    "Verifier noise 0.4, choosy cite": ("choosy cite, noise", 0.4),
 }
 
 
@@ -98,12 +120,11 @@ def label_of(world: str, amount: float, method: str) -> str:
 
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
-    """All runs; --quick is one seed, one noise, half of the steps and three methods."""
+    """All runs; --quick is one seed, one noise, half of the steps, and the main methods."""
+    if flags.quick:
+        return plan_world(flags, 0, "verifier noise", (0.4,), MAIN)
     runs = []
     for seed in study.seeds_of(flags):
-        if flags.quick:
-            runs += plan_world(flags, seed, "verifier noise", (0.4,), TOLD)
-            continue
         for name, world in WORLDS.items():
             runs += plan_world(flags, seed, name, world.amounts, world.methods)
     return runs
@@ -113,66 +134,72 @@ def plan_world(
     flags: argparse.Namespace, seed: int, name: str, amounts: tuple, methods: tuple
 ) -> list[tuple]:
     world, runs = WORLDS[name], []
-    for amount in amounts:
-        for method in methods:
-            mode, function, decay = METHODS[method]
-            settings = study.HELD_AT_1 | {"mode": mode, "lam_decay": decay}
-            settings |= world.settings(amount)
-            config = study.config_of(flags, seed, world.config, **settings)
-            runs.append((label_of(name, amount, method), config, function))
+    for amount, method in itertools.product(amounts, methods):
+        settings, _ = METHODS[method]
+        settings = study.HELD_AT_1 | world.settings(amount) | settings
+        config = study.config_of(flags, seed, world.config, **settings)
+        runs.append((label_of(name, amount, method), config, method))
     return runs
 
 
+def measure(config: rlsd.Config, name: str) -> dict:
+    task = config.make_task()
+    chooses = variants.filtered_wrong_key if name == "CEPO, filtered" else rlsd.choose_wrong_key
+    with mock.patch.object(rlsd, "choose_wrong_key", chooses):
+        return study.watch(task, study.training(config, METHODS[name][1], task=task))
+
+
 def table(lines: list[dict]) -> list[str]:
-    """Mean (lowest to highest) over seeds."""
     rows = []
     for label in study.labels_of(lines):
-        shares = study.spreads(lines, label, study.ends, study.means, study.leaks)
-        rows.append((*label.split(": "), *shares))
+        quantities = (study.means, study.ends, study.leaks, study.strays)
+        rows.append((*label.split(": "), *study.spreads(lines, label, *quantities)))
     order = list(WORLDS)
     rows.sort(key=lambda row: order.index(row[0].rpartition(" ")[0]))
-    head = ("world", "method", "accuracy at the end", "mean over the run", "leakage, highest")
+    head = (
+        "world",
+        "method",
+        "accuracy, mean over the run",
+        "accuracy at the end",
+        "highest leakage",
+        "highest share of stray digits",
+    )
     return study.markdown(head, rows)
 
 
-def draw(panel, lines: list[dict], world: str, of: Callable, short: str, quantity: str) -> None:
-    """One quantity against the noise, a colour per method; bars from lowest to highest seed."""
-    labels = study.labels_of(lines)
-    amounts = []
-    for amount in WORLDS[world].amounts:
-        if label_of(world, amount, "RLVR") in labels:
-            amounts.append(amount)
-    panel.set(xlim=(-0.2, len(amounts) - 0.8), ylim=rlsd.SHARE)
-    panel.set(xlabel=f"{world}; bars: all seeds", ylabel=quantity)
-    panel.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
+def draw(panel, lines: list[dict], shown: str, of: Callable, ylabel: str) -> dict:
+    """A column of dots per method, a dot per seed. Returns method -> (seeds,)."""
+    world, amount = SHOWN[shown]
+    columns = {}
+    for method in METHODS:
+        if label_of(world, amount, method) in study.labels_of(lines):
+            columns[method] = of(lines, label_of(world, amount, method))
+    study.draw_dots(panel, columns, COLOURS)
+    panel.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    panel.set(ylabel=ylabel, ylim=rlsd.SHARE)
+    return columns
 
-    ends = []
-    for shift, method in enumerate(METHODS):
-        if label_of(world, amounts[0], method) not in labels:
-            continue
-        values = [of(lines, label_of(world, amount, method)) for amount in amounts]
-        x = np.arange(len(amounts)) + 0.06 * (shift - 2)  # or the bars would hide each other
-        mean = [seeds.mean() for seeds in values]
-        low, high = [seeds.min() for seeds in values], [seeds.max() for seeds in values]
-        end = len(amounts) - 0.88  # right of all bars
-        panel.plot(x, mean, "-o", color=COLOURS[method], markersize=5)
-        panel.plot((x[-1], end), (mean[-1], mean[-1]), color=COLOURS[method], linewidth=1)
-        panel.vlines(x, low, high, color=COLOURS[method], linewidth=1)
-        ends.append((method, COLOURS[method], end, mean[-1]))
-    rlsd.name_ends(panel, ends)
 
-    study.title(panel, f"{short}, against the error rate")
+def entitle(upper, lower, shown: str, means: dict, leaks: dict) -> None:
+    """What is found in a column of the figure."""
+    ahead = means["CEPO"] > means["RLVR"]
+    study.title(upper, f"{shown}.\nCEPO is ahead of RLVR on {ahead.sum()} of {len(ahead)} seeds")
+    counts = {method: (leaks[method] > LEAKS).sum() for method in ("RLSD", "CEPO", "RLVR")}
+    told = ", ".join(f"{method} on {count}" for method, count in counts.items())
+    study.title(lower, f"Of {len(ahead)} seeds leak: {told}")
 
 
 def main() -> None:
-    flags = study.arguments(__doc__)
-    lines = study.run_all("contrast", flags, plan(flags))
+    flags = study.arguments(__doc__, seeds=8)
+    lines = study.run_all("contrast", flags, plan(flags), measure)
     study.say(table(lines))
-    worlds = ["verifier noise"] if flags.quick else list(WORLDS)
-    figure, axes = study.panels(2, len(worlds), width=6.4)
-    for (upper, lower), world in zip(axes.T, worlds):
-        draw(upper, lines, world, study.ends, "Right answers", "right answers at the end (share)")
-        draw(lower, lines, world, study.leaks, "Leakage", "highest leakage of the run (share)")
+    columns = list(SHOWN)[:1] if flags.quick else list(SHOWN)
+    figure, axes = study.panels(2, len(columns), height=4.2)
+    for (upper, lower), shown in zip(axes.T, columns):
+        means = draw(upper, lines, shown, study.means, "right answers, mean over the run")
+        leaks = draw(lower, lines, shown, study.leaks, "highest leakage of a run (share)")
+        upper.set_xticklabels([])
+        entitle(upper, lower, shown, means, leaks)
     study.finish(figure, "contrast", flags)
 
 

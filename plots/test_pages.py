@@ -602,7 +602,7 @@ def some_curves(config: rlsd.Config, method) -> dict:
     return study.columns(records, study.CURVES)
 
 
-@pytest.mark.parametrize("name", ["ahead", "bandwidth", "baselines", "contrast", "drift"])
+@pytest.mark.parametrize("name", ["ahead", "bandwidth", "baselines", "drift"])
 def test_the_long_form_of_a_study_has_a_table_and_a_figure_too(name, toy, monkeypatch, capsys):
     monkeypatch.setattr(study, "curves_of_run", some_curves)
     toy(name, "--digits", "2", "--steps", "60", "--seeds", "2")
@@ -702,6 +702,7 @@ def leakage(sweep: dict, mode: str):
     return compare.highest(sweep[mode]["leakage"])
 
 
+CONTRAST = study.read_lines(ROOT / "plots/reference/runs/contrast.jsonl")
 STRICT = study.read_lines(ROOT / "plots/reference/runs/strict.jsonl")
 
 
@@ -726,6 +727,13 @@ def test_the_readmes_table_is_that_of_the_sweeps_and_of_strict():
     rows += [("strict, 480 steps", "RLSD", strictly("RLSD, paper"))]
     rows += [("strict, 480 steps", "CEPO, held", strictly("CEPO, held"))]
     rows += [("strict, 480 steps", "RLVR + OPSD", strictly("RLVR + OPSD"))]
+    for label, method in (
+        ("RLVR + OPSD, falling", "RLVR + OPSD, falling (8)"),
+        ("RLVR, regraded", "RLVR, regraded (8)"),
+    ):
+        label = f"verifier noise 0.4: {label}"
+        found = study.ends(CONTRAST, label), study.leaks(CONTRAST, label)
+        rows += [("noisy, 160 steps", method, found)]
     for verifier, method, (ends, leaks) in rows:
         row = f"| {verifier} | {method} | {compare.spread(ends)} | {compare.spread(leaks)} |"
         assert row in README, row
@@ -775,6 +783,15 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     strictly_frozen = study.leaks(lines, "RLSD, false negatives 0.5: frozen").max()
     assert f"leaks {frozen:.3f} in the mean under noise, instead of {copied:.3f}" in README
     assert f"and {strictly_frozen:.3f} at most in the strict setting" in README
+
+
+def test_the_readmes_objection_has_the_counts_of_contrast():
+    leaks = study.leaks(CONTRAST, "choosy cite, noise 0.4: CEPO") > 0.1
+    assert f"CEPO leaks on {leaks.sum()} of {len(leaks)} seeds" in README
+    regraded, cepo = (
+        study.means(CONTRAST, f"verifier noise 0.4: {name}") for name in ("RLVR, regraded", "CEPO")
+    )
+    assert f"is ahead of CEPO on {(regraded > cepo).sum()} of {len(cepo)} seeds" in README
 
 
 def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
