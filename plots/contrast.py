@@ -183,7 +183,10 @@ def draw(panel, lines: list[dict], shown: str, of: Callable, ylabel: str) -> dic
 def entitle(upper, lower, shown: str, means: dict, leaks: dict) -> None:
     """What is found in a column of the figure."""
     ahead = means["CEPO"] > means["RLVR"]
-    study.title(upper, f"{shown}.\nCEPO is ahead of RLVR on {ahead.sum()} of {len(ahead)} seeds")
+    text = f"CEPO is ahead of RLVR on {ahead.sum()} of {len(ahead)} seeds"
+    if means["CEPO"].mean() < means["RLVR"].mean():
+        text += ", and behind in the mean"
+    study.title(upper, f"{shown}.\n{text}")
     counts = {method: (leaks[method] > LEAKS).sum() for method in ("RLSD", "CEPO", "RLVR")}
     told = ", ".join(f"{method} on {count}" for method, count in counts.items())
     study.title(lower, f"Of {len(ahead)} seeds leak: {told}")
