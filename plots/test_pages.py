@@ -794,6 +794,12 @@ def test_the_readmes_objection_has_the_counts_of_contrast():
     assert f"is ahead of CEPO on {(regraded > cepo).sum()} of {len(cepo)} seeds" in README
 
 
+def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
+    lines = study.read_lines(ROOT / "plots/reference/runs/baselines.jsonl")
+    cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
+    assert f"CEPO is ahead by {(cepo - rlvr).mean():.3f} only" in README
+
+
 def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
     _, strict_rlvr = strictly("RLVR")
     rlvr = max(leakage(EXACT, "rlvr").max(), leakage(NOISY, "rlvr").max(), strict_rlvr.max())
