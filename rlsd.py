@@ -795,7 +795,10 @@ class Config:
         "jsd",
     )
     teacher_refresh: int = setting(
-        10, "opsd, rlsd, cepo: steps between copies of student to teacher (paper: 10)", 1, 10**6
+        10,
+        "opsd, rlsd, cepo: the student is copied to the teacher every N steps (paper: 10)",
+        1,
+        10**6,
     )
     eps_w: float = setting(
         0.2, "rlsd, cepo: a token's weight stays within 1 - eps_w .. 1 + eps_w (paper: 0.2)", 0, 100

@@ -76,9 +76,8 @@ class Task:
     verify(problem, response)  whether the answer is right; the working is ignored
 
     The parameters of the constructor must be names of settings of rlsd.py, whose values it is
-    given; defaults of its own are not used. A working ends with
-    END. All prompts without a key have one length in tokens; all prompts with a key have one
-    length, which may be another.
+    given; defaults of its own are not used. A working ends with END. All prompts without a key have
+    one length in tokens; all prompts with a key have one length, which may be another.
     """
 
     def __init__(self, digits: int = 4, slip: float = 0.6, cite: float = 0.3):

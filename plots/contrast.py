@@ -21,8 +21,6 @@ import rlsd
 from plots import compare, study, variants
 from tiny_tasks import SEE_KEY, Carry
 
-LEAKS = 0.1  # a run with more leakage than this has leaked
-
 
 class Choosy(Carry):
     """Carry, but only a key that fits the problem is cited when it is shown, twice as often.
@@ -187,7 +185,7 @@ def entitle(upper, lower, shown: str, means: dict, leaks: dict) -> None:
     if means["CEPO"].mean() < means["RLVR"].mean():
         text += ", and behind in the mean"
     study.title(upper, f"{shown}.\n{text}")
-    counts = {method: (leaks[method] > LEAKS).sum() for method in ("RLSD", "CEPO", "RLVR")}
+    counts = {method: (leaks[method] > study.LEAKS).sum() for method in ("RLSD", "CEPO", "RLVR")}
     told = ", ".join(f"{method} on {count}" for method, count in counts.items())
     study.title(lower, f"Of {len(ahead)} seeds leak: {told}")
 

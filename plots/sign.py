@@ -11,7 +11,6 @@ import argparse
 import rlsd
 from plots import compare, study, variants
 
-LEAKS = 0.1  # a run with more leakage than this has leaked
 METHODS = {  # mode, method, colour
     "RLVR": ("rlvr", rlsd.method_loss, compare.COLOURS["rlvr"]),
     "towards (RLSD)": ("rlsd", rlsd.method_loss, compare.COLOURS["rlsd"]),
@@ -82,12 +81,12 @@ def main() -> None:
         entitle(upper, lines, verifier)
         leaks = {name: study.leaks(lines, f"{verifier}: {name}") for name in METHODS}
         away = max(leaks["away"].max(), leaks["away when right"].max())
-        count = (leaks["towards (RLSD)"] > LEAKS).sum()
+        count = (leaks["towards (RLSD)"] > study.LEAKS).sum()
         study.claim(
             lower,
             f"{verifier[0].upper()}{verifier[1:]}. Pushed towards the key, {count} of "
             f"{len(leaks['away'])} seeds\nleak; pushed away, none does",
-            away < LEAKS,
+            away < study.LEAKS,
             f"Verifier: {verifier}",
         )
     study.finish(figure, "sign", flags)

@@ -37,7 +37,6 @@ COLOURS = {
 RATES = (0.0, 0.3, 0.5)  # of false negatives, for all methods
 MORE_RATES = (0.1, 0.2, 0.4)  # for RLSD, held
 WEIGHTS = ((0.2, 1.0), (0.5, 1.0), (1.0, 0.5), (0.8, 1.0))  # smaller eps_w, lam; at 0.5
-LEAKS = 0.1  # a run with more leakage than this has leaked; RLVR stays far below
 NEW_BASES = 8  # the first seed of as many bases more, on which nothing was chosen
 
 
@@ -159,8 +158,8 @@ def measure(config: rlsd.Config, method) -> dict:
 
 
 def leaked(lines: list[dict], label: str) -> int:
-    """In how many runs leakage was above LEAKS."""
-    return int((study.leaks(lines, label) > LEAKS).sum())
+    """In how many runs leakage was above study.LEAKS."""
+    return int((study.leaks(lines, label) > study.LEAKS).sum())
 
 
 def table(lines: list[dict]) -> list[str]:
@@ -177,7 +176,7 @@ def table(lines: list[dict]) -> list[str]:
         "method",
         "accuracy at the end",
         "highest leakage",
-        f"runs that leaked over {LEAKS:g}",
+        f"runs that leaked over {study.LEAKS:g}",
         "highest share of stray digits",
         "highest P(cite) at the first token",
     )
@@ -225,7 +224,7 @@ def draw_by_weights(panel, lines: list[dict]) -> None:
     study.claim(
         panel,
         "RLSD, half of the right answers rejected:\nwith lam eps_w of 0.5 or less no base leaks",
-        small.max() <= LEAKS < columns["1, 1"].max(),
+        small.max() <= study.LEAKS < columns["1, 1"].max(),
         "RLSD, half of the right answers rejected: leakage against the weights",
     )
 
@@ -249,7 +248,7 @@ def main() -> None:
         "Half of the right answers are rejected, no wrong one accepted",
     )
     others = [label_of(0.5, method) for method in ("RLVR", "CEPO, held")]
-    quiet = all(study.leaks(lines, one).max() <= LEAKS for one in others if not flags.quick)
+    quiet = all(study.leaks(lines, one).max() <= study.LEAKS for one in others if not flags.quick)
     count = leaked(lines, label)
     study.claim(
         axes[0, 1],

@@ -25,6 +25,7 @@ from tiny_tasks import SEE_KEY
 
 HELD_AT_1 = {"eps_w": 1.0, "lam": 1.0, "lam_decay": 0}  # settings of many studies
 CURVES = ("step", "accuracy", "leakage", "kl", "entropy")
+LEAKS = 0.1  # a run has leaked if its leakage exceeds this at some evaluation
 WATCHED = ("step", "accuracy", "leakage", "stray_digits", "cite_probability")
 
 # ==== The command line ====

@@ -18,7 +18,6 @@ import rlsd
 from plots import compare, study
 from plots.study import HELD_AT_1
 
-LEAKS = 0.1  # a run with more leakage than this has leaked
 ALL_STEPS = 480  # where the verifier only misses right answers; elsewhere --steps
 
 
@@ -110,7 +109,7 @@ def entitle(panel, leaks: dict) -> None:
         name = condition.partition(",")[0]
         if name == "CEPO":
             texts.append("CEPO (right): no seed leaks, with any teacher")
-            holds.append(np.nanmax(np.concatenate([*columns.values()])) < LEAKS)
+            holds.append(np.nanmax(np.concatenate([*columns.values()])) < study.LEAKS)
         else:
             texts.append(f"{name}: in the mean, it leaks least with the frozen teacher")
             means = [values.mean() for values in columns.values()]

@@ -794,6 +794,18 @@ def test_the_readmes_objection_has_the_counts_of_contrast():
     assert f"is ahead of CEPO on {(regraded > cepo).sum()} of {len(cepo)} seeds" in README
 
 
+def test_the_readmes_lead_of_rlsd_with_the_papers_settings_is_that_of_the_sweeps():
+    step, falling = NOISY_FALLING["rlsd"]["step"], NOISY_FALLING["rlsd"]["accuracy"]
+    lead = compare.mean_over_run(step, falling - NOISY["rlvr"]["accuracy"])
+    told = f"{lead.mean():.3f}, on {(lead > 0).sum()} of {len(lead)}"
+    assert f"RLSD with the paper's settings by {told}" in README
+
+
+def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_readme_says():
+    ends = study.ends(CONTRAST, "noise 0.4, cite 0: RLSD")
+    assert f"still falls on {(ends < 0.5).sum()} of {len(ends)} noisy seeds" in README
+
+
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     lines = study.read_lines(ROOT / "plots/reference/runs/baselines.jsonl")
     cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
