@@ -1315,15 +1315,15 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         panel.text(x + 0.5, middle, told, va="center")
 
 
-def reference_runs(config: Config, seeds: set[int], folder: Path, own_mode: bool) -> Runs:
-    """Runs with the same settings in folder/runs: of its own mode, or of all others."""
+def earlier_runs(config: Config, seeds: set[int], modes: set[str], folder: Path) -> Runs:
+    """The runs of these modes and seeds in folder/runs whose other settings are those of config."""
     runs = {}
     for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
         mode, seed = found["mode"], found["seed"]
         wanted = asdict(config) | {"mode": mode, "seed": seed}
         same = all(found.get(name) == value for name, value in wanted.items())
-        if same and seed in seeds and mode in MODES and (mode == config.mode) == own_mode:
+        if same and seed in seeds and mode in modes:
             runs[mode, seed] = records
     return runs
 
@@ -1763,17 +1763,10 @@ def run_all(flags: argparse.Namespace) -> int:
         if run.config.seed == flags.seed:
             check_mode(run.config, task)
     runs[0].log.parent.mkdir(parents=True, exist_ok=True)
-    reference = {}
-    if flags.mode != "all":
-        seeds = {run.config.seed for run in runs}
-        committed = Path(__file__).parent / "plots" / "reference"
-        reference = reference_runs(runs[0].config, seeds, committed, own_mode=False)
-        if flags.name:  # it marks an edited rlsd.py: show the unedited run, too
-            unedited = reference_runs(runs[0].config, seeds, flags.out, own_mode=True)
-            reference |= unedited
-    monitor = Monitor(runs[0].config, figure, reference)
+    others, unedited = runs_to_compare_with(flags, runs)
+    monitor = Monitor(runs[0].config, figure, others | unedited)
     monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")
-    if flags.mode != "all" and flags.name and not unedited:
+    if flags.name and not unedited:
         monitor.say("no unedited run has these settings: to compare, train it without --name")
 
     missing = []
@@ -1807,6 +1800,20 @@ def run_all(flags: argparse.Namespace) -> int:
             monitor.say(f"figure {figure}")
         monitor.say(f"logs   {logs[0]}{more}")
     return 2 if monitor.failures else 0
+
+
+def runs_to_compare_with(flags: argparse.Namespace, runs: list[Run]) -> tuple[Runs, Runs]:
+    """What the figure shows in grey: committed runs of other modes, and unedited runs.
+
+    --name marks the runs of an edited rlsd.py; the unedited ones are the same without the name.
+    """
+    config = runs[0].config
+    seeds = {run.config.seed for run in runs}
+    trained = {run.config.mode for run in runs}
+    committed = Path(__file__).parent / "plots" / "reference"
+    others = earlier_runs(config, seeds, set(MODES) - trained, committed)
+    unedited = earlier_runs(config, seeds, trained, flags.out) if flags.name else {}
+    return others, unedited
 
 
 def plan_jobs(

@@ -908,6 +908,19 @@ def test_a_sweep_keeps_whole_logs_of_this_very_page_and_repeats_the_others(run, 
     assert run(words) == 0 and [run.log.name for run in trained] == [log.name]
 
 
+def test_an_edited_page_is_compared_with_the_unedited_runs_of_all_its_modes(run):
+    run(f"--mode rlsd {FLAGS}")
+    flags = rlsd.read_flags(f"--mode all {FLAGS} --name edited".split())
+    _, unedited = rlsd.runs_to_compare_with(flags, rlsd.plan(flags)[0])
+    assert list(unedited) == [("rlsd", 0)]
+
+
+def test_without_a_name_a_run_is_not_compared_with_itself(run):
+    run(f"--mode rlsd {FLAGS}")
+    flags = rlsd.read_flags(f"--mode rlsd {FLAGS}".split())
+    assert rlsd.runs_to_compare_with(flags, rlsd.plan(flags)[0]) == ({}, {})
+
+
 def test_a_run_that_fails_says_so_and_the_others_go_on(run, small_exam, monkeypatch, capsys):
     measure = rlsd.evaluate
 
