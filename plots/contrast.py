@@ -4,7 +4,8 @@
 
 Five worlds: a verifier that errs; a verifier that tosses a coin; a key that errs, by which the
 verifier grades; a verifier that errs while cites are planted rarely or not at all; and one in which
-the cite depends on the key that is shown (Choosy). eps_w and lam are 1 and held; under "falling", lam is 0 after 50 steps.
+the cite depends on the key that is shown (Choosy). eps_w and lam are 1 and held; under "falling",
+lam is 0 after 50 steps.
 
 CEPO chooses the wrong key as its authors' release does: any rejected answer, which under a noisy
 verifier may be the right one. "CEPO, filtered" leaves out answers that equal the key. "RLVR,
