@@ -8,13 +8,13 @@ A small GPT has learned to add, and has two bad habits. It sometimes writes a ca
 forgets it. When the answer key is shown to it, it sometimes writes `<see key>` and copies the key
 instead of working the answer out. This network is the student. It now has to work without the key,
 and is trained further by one of five methods, one per --mode. A verifier says which answers are
-right; OPD and OPSD do not use it.
+right; two of the methods do not use it.
 
     rlvr   Reinforcement learning with verifiable rewards, as in GRPO, but without its KL term.
            Every token of a response is pushed up if the response did better than the mean of all
            responses to the problem, and down if it did worse.
     opd    On-policy distillation. On its own responses, token by token, the student is pushed
-           towards the probabilities of a larger teacher.
+           towards the probabilities of a larger teacher. No verifier is used.
     opsd   On-policy self-distillation. The same, but the teacher is a recent copy of the student
            that, unlike the student, is shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
@@ -38,15 +38,18 @@ each token. P_T is the probability that the teacher of OPSD and RLSD gives to it
 copy of the student. Here training has just begun, and both still have the weights of the pretrained
 network; but the teacher is shown the key.
 
-The last three rows are A_t, the factor with which three of the methods push each token: up if it is
-positive, down if it is negative. (It multiplies the gradient of log P_S. Where P_S is almost 1 that
-gradient is small, so such a token moves little in one step.) Under RLVR, A_t is A. Under OPSD it is
-log(P_T / P_S), whatever the reward is. (OPSD's loss also pushes the tokens that might have been
-sampled instead, each by P_S times its own log(P_T / P_S). The table has log(P_T / P_S) of the
-sampled token only.) Under RLSD it is A times a weight, which is P_S / P_T in a wrong response and
-P_T / P_S in a right one. eps_w limits how much the weight may differ from 1. lam is the share of A
-that the weight scales; the rest of A stays as it is. Both are 1 here; by default eps_w is 0.2, and
-lam falls from 0.5 to 0 over the first 50 steps.
+The last three rows of the table are A_t, by which three of the methods push each token: up if it is
+positive, down if it is negative. (A_t multiplies the gradient of log P_S. Where P_S is almost 1
+that gradient is small, so such a token moves little in one step.)
+
+    RLVR    A_t = A
+    OPSD    A_t = log(P_T / P_S), whatever the reward is
+    RLSD    A_t = A ((1 - lam) + lam w), where the weight w is P_S / P_T in a wrong response and
+            P_T / P_S in a right one, clipped to 1 - eps_w .. 1 + eps_w
+
+So eps_w limits how much the weight may differ from 1, and lam is the share of A that the weight
+scales. Both are 1 in the table. By default eps_w is 0.2, and lam falls from 0.5 to 0 over the first
+50 steps; from then on RLSD is RLVR.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -61,23 +64,27 @@ token 0.505 / 0.0072 = 70 times likelier than the teacher does. The weight, 70, 
 as well. But the network has learned to copy the answer from the working, and the working already
 says 7. So the teacher finds it likely.)
 
+OPSD's loss does not use the sampled token alone. At each position it pushes every token of the
+vocabulary by P_S times its own log(P_T / P_S). On average this is the same as pushing only the
+sampled token, by log(P_T / P_S), which is what the table shows.
+
 The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR the pushes up
-and down on it cancel, because the mean of A over a group is 0 and all responses are equally long.
-But this teacher finds `<see key>` likely in its place, so in a wrong response the weight of `5` is
-P_S / P_T = 1.32, and in a right one it is 0.76. Under RLSD `5` is pushed down more than up. This
-push takes probability from `5` and gives it to the other tokens that the student might write. One
-of them, though a rare one, is `<see key>`: the pretraining texts plant the habit of citing where a
-key is shown, but a few (0.2 %) cite where none is. In one step `5` loses little, because P_S is
-0.999; but the push keeps its direction while the teacher finds `5` less likely than the student
-does, and rewards differ. This is how a leak can begin; the docstring of rlsd_token_advantage says
-more.
+and down on it cancel, because the mean of A over a group is 0 and all eight responses are equally
+long. (A token counts one part in the length of its response.) But this teacher finds `<see key>`
+likely in its place, so the weight of `5` is P_S / P_T = 1.32 in a wrong response, and 0.76 in a
+right one. Under RLSD `5` is pushed down more than up. What it loses goes to the other tokens that
+the student might write. One of them, though a rare one, is `<see key>`: of the pretraining texts
+that show no key, 0.2 % cite one all the same. In one step `5` loses little, because P_S is 0.999.
+But the push keeps its direction as long as three things hold: the teacher finds `5` less likely
+than the student does, the rewards of a group differ, and lam is above 0. This is how a leak can
+begin; the docstring of rlsd_token_advantage says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
 
-Logs, trained students and a figure go to plots/. Sections 1 and 2 are enough to understand RLSD.
-Equation and algorithm numbers are those of the RLSD paper, arXiv:2604.03128; CEPO is
-arXiv:2605.19436. Logarithms are natural.
+Logs, trained students and a figure go to plots/, which in the full repository also holds further
+experiments. Sections 1 and 2 are enough to understand RLSD. Equation and algorithm numbers are
+those of the RLSD paper, arXiv:2604.03128; CEPO is arXiv:2605.19436. Logarithms are natural.
 """
 
 from __future__ import annotations
@@ -87,7 +94,8 @@ import os
 import signal
 
 
-# Ctrl-C is handled here, because importing torch takes seconds. Section 1 begins below.
+# This stands before the imports, so that Ctrl-C works in the seconds that importing torch takes.
+# Section 1 begins after the imports.
 
 
 def stop_at_once(*_) -> None:
@@ -204,7 +212,8 @@ def divergence(
     if kind == "forward_kl":
         return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
-        # Two -inf would give logaddexp a gradient of NaN, so the student is kept finite.
+        # A softmax gives no -inf, but a caller may pass a probability of 0. If student and teacher
+        # are both -inf, logaddexp has a gradient of NaN; so the student is kept finite.
         finite_log_probs = student_log_probs.clamp(min=-1e30)
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta), finite_log_probs + math.log(1 - beta)
@@ -236,8 +245,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
     """Eq 14: w_t = exp(sign(A) Delta_t), positive and finite. (B, T), (B,) -> (B, T).
 
     In a response that did better than its group (A > 0) the weight is P_T / P_S; in one that did
-    worse (A < 0) it is P_S / P_T. (For CEPO, the teacher that is shown a wrong key takes the place
-    of P_S in this ratio.)
+    worse (A < 0) it is P_S / P_T.
     """
     if gain.dim() != 2 or advantage.shape != gain.shape[:1]:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
@@ -262,16 +270,18 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     If they are equally long (each token counts 1/|y|), the push on that token is the mean of A_t
     over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
     token less likely than the student does (Delta_t < 0), good responses praise it less than bad
-    ones blame it. So it goes down, and others, such as `<see key>`, go up in its place. If the
-    teacher finds it likelier, it goes up. So beside the push from the reward there is a second
-    push, towards the teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all
-    rewards of the group are equal, or if Delta_t is 0.
+    ones blame it. So it goes down, and others, such as `<see key>`, go up in its place. If instead
+    the teacher finds the shared token likelier, that token goes up. So beside the push from the
+    reward there is a second push, towards the teacher that is shown the key. It vanishes only if
+    lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
 
     A leak can also start without a shared beginning. Suppose that the student samples `<see key>`.
-    The teacher, which sees a key, finds it likelier than the student does. So if the response is
-    right, `<see key>` is praised more than under RLVR. If the response is wrong, `<see key>` is
-    blamed less: its weight is P_S / P_T, which is near 0 while the student rarely cites, and with
-    lam = eps_w = 1 almost nothing is left of the blame.
+    It then has to guess the answer, and the verifier, which looks at the answer only, may accept
+    it. The teacher, which sees a key, finds `<see key>` likelier than the student does. So if the
+    response is accepted, `<see key>` is praised more than under RLVR. If it is rejected,
+    `<see key>` is blamed less: its weight is P_S / P_T, which is near 0 while the student rarely
+    cites, and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses
+    can outweigh many rejected ones.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -354,8 +364,9 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
         grad = - sum_v P_S(v) A(v) grad log P_S(v), where A(v) = log P_T(v) - log P_S(v)
 
-    So every token v is pushed by P_S(v) A(v). A_t is A(v) at the token that was sampled: in the
-    mean over samples, pushing that token by A_t would do the same.
+    So every token v is pushed by P_S(v) A(v). A_t is A(v) at the token that was sampled. A token v
+    is sampled with probability P_S(v), so pushing only sampled tokens, by A_t, has the same
+    gradient on average.
     """
     tokens, mask = batch.tokens, batch.mask
     advantage = group_advantage(batch.reward, batch.group_size)
@@ -425,7 +436,8 @@ def train_step(
     """
     rng = random.Random(f"{config.seed} {step}")
     problems = [task.sample(rng) for _ in range(config.problems)]
-    # An addition has one right key. In the task Split a problem has many, and rng draws one.
+    # An addition has one right key. In the other task of tiny_tasks.py, Split, a problem has many,
+    # and rng draws one.
     keys = [task.answer_key(problem, rng) for problem in problems]
 
     group_size, sees = config.group_size, MODES[config.mode].sees
@@ -569,7 +581,8 @@ def train(
     elif whose == "student":
         teacher = copy.deepcopy(base)
     else:
-        # RLVR has none; evaluate measures kl to the student itself, shown the key
+        # RLVR has none. This is for `evaluate` only: it measures how far the student is from
+        # itself with the key shown.
         teacher = student
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
 
@@ -646,6 +659,7 @@ def sample_responses(
     tokens, mask, log_probs = [], [], []
     ended = torch.zeros(len(prompts) * group_size, 1, dtype=torch.bool, device=model.device)
 
+    # Each prompt is read once; its logits and its cache are repeated for its group. (B, length, V)
     logits, cache = model(prompts, group_size=group_size)
     while True:
         log_probs.append(logits[:, -1].log_softmax(-1))
@@ -1200,9 +1214,12 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
         figure = Figure(figsize=(13, height), dpi=100)
         FigureCanvasAgg(figure)
         figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
+        notes = []
+        if len({seed for _, seed in runs}) > 1:
+            notes.append("thin lines: one seed each; bold lines: their mean")
         if reference:
-            note = "grey: earlier runs with the same settings"
-            figure.text(0.03, 1 - 0.48 / height, note, color="#808080", va="center")
+            notes.append("grey: earlier runs with the same settings")
+        figure.text(0.03, 1 - 0.48 / height, "; ".join(notes), color="#808080", va="center")
         for n, (title, (across, up)) in enumerate(PANELS.items()):
             box = (0.05 + 0.32 * n, (tiles + 0.85) / height, 0.225, 3.15 / height)
             panel = figure.add_axes(box, title=title)
@@ -1305,10 +1322,11 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         equal = shown["group_rewarded"] in (0, shown["group_size"])
         if record["mode"] in ("opd", "opsd"):
             pass  # they use no reward
-        elif equal and not any(shown["token_advantage"]):
+        elif equal and not any(shown["token_advantage"]):  # a method of yours may push even then
             told += "; equal rewards: no push"
         else:
-            accepted = max(shown["token_advantage"], key=abs) > 0  # all have the sign of A
+            # The record does not say whether this response was accepted, but A_t has A's sign.
+            accepted = max(shown["token_advantage"], key=abs) > 0
             if accepted != shown["right"]:
                 told += ", but accepted" if accepted else ", but rejected"
             told += f"; {shown['group_rewarded']} of {shown['group_size']} rewarded"
@@ -1414,7 +1432,8 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        multiprocessing.resource_tracker.ensure_running()  # its start unblocks SIGINT: do it now
+        # The first worker would start the tracker, which unblocks SIGINT. So it is started before.
+        multiprocessing.resource_tracker.ensure_running()
     stops, connections = [], []
     # A Ctrl-C waits until all workers are known, so that none is left over.
     handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))
@@ -1622,7 +1641,7 @@ class Monitor:
             self.say(HEADER.format(problem=record["shown"]["problem"]))
         self.runs.setdefault((record["mode"], record["seed"]), []).append(record)
         self.say(format_record(record))
-        if self.drawing < 0.05 * (time.monotonic() - self.began):
+        if self.drawing < 0.05 * (time.monotonic() - self.began):  # at most 5 % of the time
             self.draw()
 
     def draw(self) -> None:
@@ -1803,7 +1822,7 @@ def run_all(flags: argparse.Namespace) -> int:
 
 
 def runs_to_compare_with(flags: argparse.Namespace, runs: list[Run]) -> tuple[Runs, Runs]:
-    """What the figure shows in grey: committed runs of other modes, and unedited runs.
+    """What the figure shows in grey: other modes' runs from plots/reference, and unedited runs.
 
     --name marks the runs of an edited rlsd.py; the unedited ones are the same without the name.
     """

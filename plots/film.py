@@ -62,7 +62,7 @@ def draw(figure, runs: rlsd.Runs, steps: int, told: str) -> None:
     tiles = 0.5 * len(modes) + 0.5  # in inches
     records = [records[-1] for records in runs.values()]
     told = f"step {records[0]['step']} of {steps}; {told}"
-    figure.text(0.02, 1 - 0.2 / height, told, fontsize=10, va="center", color="#444444")
+    figure.text(0.02, 1 - 0.2 / height, told, fontsize=9, va="center", color="#444444")
     for n, (title, quantity) in enumerate(PANELS.items()):
         box = (0.07 + 0.49 * n, (tiles + 0.65) / height, 0.34, 1 - (tiles + 1.35) / height)
         panel = figure.add_axes(box)
@@ -118,12 +118,19 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
 
     shots = frames(runs)
     verifier = "exact verifier"
-    if config.false_negatives or config.false_positives:
-        verifier = f"verifier rejects {config.false_negatives:.0%} of right answers"
-        verifier += f", accepts {config.false_positives:.0%} of wrong ones"
-    falling = f", falling over {config.lam_decay} steps" if config.lam_decay else ", held"
+    missed, accepted = config.false_negatives, config.false_positives
+    if missed == accepted > 0:
+        verifier = f"{missed:.0%} of all verdicts wrong"
+    elif missed or accepted:
+        verifier = (
+            f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
+        )
+    falling = ", falling" if config.lam_decay else ", held"
     seed = min(seed for _, seed in runs)
-    told = f"seed {seed}; {verifier}; eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
+    told = f"seed {seed}; {verifier}"
+    weighted = [compare.NAMES[mode] for mode, _ in runs if mode in ("rlsd", "cepo")]
+    if weighted:
+        told += f"; {' and '.join(weighted)}: eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
     pictures = [picture(shot, config.steps, told) for shot in shots]
     # One palette for all frames, so that equal pixels stay equal, which makes the file small.
     every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))

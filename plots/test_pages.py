@@ -745,8 +745,9 @@ def test_the_sweeps_have_ten_seeds_each():
 
 
 def test_the_readmes_findings_have_the_numbers_of_the_logs():
-    level = abs(compare.leads(EXACT, "rlsd", "rlvr"))
-    lead = compare.leads(NOISY, "cepo", "rlvr")
+    level = abs(end(EXACT, "rlsd") - end(EXACT, "rlvr"))
+    lead = end(NOISY, "cepo") - end(NOISY, "rlvr")
+    falling = end(NOISY_FALLING, "rlsd") - end(NOISY, "rlvr")
     held, leaks = strictly("RLSD, held")
     rlvr, _ = strictly("RLVR")
     _, paper = strictly("RLSD, paper")
@@ -755,14 +756,16 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
     papers = max(paper.max(), leakage(NOISY_FALLING, "rlsd").max(), leakage(EXACT, "rlsd").max())
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
-        f"over the run are within {level.max():.3f} of each other",
+        f"on no seed do they differ by more than {level.max():.3f}.",
         f"In this strict setting it leaks on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
         f"ends at {held.mean():.3f}, where RLVR ends at {rlvr.mean():.3f}",
         f"In the noisy one it leaks on {(noisy > 0.1).sum()} of {len(noisy)}.",
-        f"RLSD leaks {papers:.3f} at most in all three settings",
-        f"CEPO leaks {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
-        f"averaged over the run, is {lead.mean():.3f} above RLVR's, and it is ahead on "
+        f"that of RLSD with the paper's eps_w and lam is {papers:.3f} at most",
+        f"CEPO's leakage is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most",
+        f"Under noise CEPO ends {lead.mean():.3f} above RLVR, and is ahead on "
         f"{(lead > 0).sum()} of {len(lead)} seeds",
+        f"(RLSD with the paper's settings {falling.mean():.3f}, on "
+        f"{(falling > 0).sum()} of {len(falling)})",
     ):
         assert said in README, said
 
@@ -778,36 +781,33 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
 def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
     frozen, copied = (
-        study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
+        study.leaks(lines, f"RLSD, noise 0.4: {name}") for name in ("frozen", "copied")
     )
-    assert f"leaks {frozen:.3f} in the mean under noise, instead of {copied:.3f}" in README
+    assert f"is {frozen.mean():.3f} in the mean, instead of {copied.mean():.3f}" in README
+    assert (
+        f"({len(frozen)} seeds; {(frozen > 0.1).sum()} still leak)".replace("8", "eight") in README
+    )
 
 
 def test_the_readmes_objection_has_the_counts_of_contrast():
     leaks = study.leaks(CONTRAST, "choosy cite, noise 0.4: CEPO") > 0.1
     assert f"CEPO leaks on {leaks.sum()} of {len(leaks)} seeds" in README
     regraded, cepo = (
-        study.means(CONTRAST, f"verifier noise 0.4: {name}") for name in ("RLVR, regraded", "CEPO")
+        study.ends(CONTRAST, f"verifier noise 0.4: {name}") for name in ("RLVR, regraded", "CEPO")
     )
     assert f"is ahead of CEPO on {(regraded > cepo).sum()} of {len(cepo)} seeds" in README
 
 
-def test_the_readmes_lead_of_rlsd_with_the_papers_settings_is_that_of_the_sweeps():
-    step, falling = NOISY_FALLING["rlsd"]["step"], NOISY_FALLING["rlsd"]["accuracy"]
-    lead = compare.mean_over_run(step, falling - NOISY["rlvr"]["accuracy"])
-    told = f"{lead.mean():.3f}, on {(lead > 0).sum()} of {len(lead)}"
-    assert f"RLSD with the paper's settings by {told}" in README
-
-
 def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_readme_says():
     ends = study.ends(CONTRAST, "noise 0.4, cite 0: RLSD")
-    assert f"still falls on {(ends < 0.5).sum()} of {len(ends)} noisy seeds" in README
+    assert f"still falls below 0.5 on {(ends < 0.5).sum()} of {len(ends)} seeds" in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     lines = study.read_lines(ROOT / "plots/reference/runs/baselines.jsonl")
     cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
-    assert f"CEPO is ahead by {(cepo - rlvr).mean():.3f} only" in README
+    ahead = f"{(cepo > rlvr).sum()} of {len(cepo)} seeds"
+    assert f"CEPO is ahead by {(cepo - rlvr).mean():.3f}, on {ahead}" in README
 
 
 def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
