@@ -19,9 +19,9 @@ right; two of the methods do not use it.
            that, unlike the student, is shown the key.
     rlsd   RLVR with self-distillation. The verifier decides whether a response's tokens are pushed
            up or down; the teacher of OPSD decides how far each one moves.
-    cepo   Contrastive evidence policy optimisation. Like RLSD, but the teacher is not compared
-           with the student. Two passes of the teacher are compared: one is shown the right key,
-           the other a wrong key.
+    cepo   Contrastive evidence policy optimisation. RLSD compares the teacher's probability of a
+           token with the student's. CEPO compares two passes of the teacher instead: one is shown
+           the right key, the other a wrong key.
 
 If the student writes `<see key>` although no key is shown, we call this a *leak*. What leaks is the
 habit of citing, not the key itself, which the student does not see in this training.
@@ -38,12 +38,12 @@ each token. P_T is the probability that the teacher of OPSD and RLSD gives to it
 copy of the student. Here training has just begun, and both still have the weights of the pretrained
 network; but the teacher is shown the key.
 
-The last three rows of the table are A_t, by which three of the methods push each token: up if it is
-positive, down if it is negative. (A_t multiplies the gradient of log P_S. Where P_S is almost 1
-that gradient is small, so such a token moves little in one step.)
+The table below has a column per token. Its last three rows are A_t, by which three of the methods
+push each token: up if it is positive, down if it is negative. (A_t multiplies the gradient of log
+P_S. Where P_S is almost 1 that gradient is small, so such a token moves little in one step.)
 
     RLVR    A_t = A
-    OPSD    A_t = log(P_T / P_S), whatever the reward is
+    OPSD    A_t = log(P_T / P_S), whatever the reward is (on average; see below the table)
     RLSD    A_t = A ((1 - lam) + lam w), where the weight w is P_S / P_T in a wrong response and
             P_T / P_S in a right one, clipped to 1 - eps_w .. 1 + eps_w
 
@@ -60,7 +60,7 @@ scales. Both are 1 in the table. By default eps_w is 0.2, and lam falls from 0.5
 
 The values for the mistake, by hand. OPSD: log(0.0072 / 0.505) = -4.25. RLSD: the student finds the
 token 0.505 / 0.0072 = 70 times likelier than the teacher does. The weight, 70, is clipped to
-1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The tens digit of the answer, its third `7`, is wrong
+1 + eps_w = 2, and 2 times -0.7746 is -1.55. (The tens digit of the answer, its last `7`, is wrong
 as well. But the network has learned to copy the answer from the working, and the working already
 says 7. So the teacher finds it likely.)
 
@@ -70,14 +70,17 @@ sampled token, by log(P_T / P_S), which is what the table shows.
 
 The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR the pushes up
 and down on it cancel, because the mean of A over a group is 0 and all eight responses are equally
-long. (A token counts one part in the length of its response.) But this teacher finds `<see key>`
-likely in its place, so the weight of `5` is P_S / P_T = 1.32 in a wrong response, and 0.76 in a
-right one. Under RLSD `5` is pushed down more than up. What it loses goes to the other tokens that
-the student might write. One of them, though a rare one, is `<see key>`: of the pretraining texts
-that show no key, 0.2 % cite one all the same. In one step `5` loses little, because P_S is 0.999.
-But the push keeps its direction as long as three things hold: the teacher finds `5` less likely
-than the student does, the rewards of a group differ, and lam is above 0. This is how a leak can
-begin; the docstring of rlsd_token_advantage says more.
+long. (The loss averages over a response's tokens, so each counts 1/length.) But this teacher finds
+`<see key>` likely in its place. So under RLSD the weight of `5` is P_S / P_T = 1.32 in the five
+wrong responses, and 0.76 in the three right ones. It is pushed down by 5 times 1.02 and up by 3
+times 0.98 only.
+
+What `5` loses goes to the other tokens that the student might write. One of them, though a rare
+one, is `<see key>`: where the bad habits were planted, 0.2 % of the texts without a key cite one
+all the same. In one step `5` loses little, because P_S is 0.999. But the push keeps its direction
+as long as the teacher finds `5` less likely than the student does, the rewards of a group differ,
+and lam and eps_w are above 0. This is how a leak can begin; the docstring of rlsd_token_advantage
+says more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -94,8 +97,8 @@ import os
 import signal
 
 
-# This stands before the imports, so that Ctrl-C works in the seconds that importing torch takes.
-# Section 1 begins after the imports.
+# This stands before the slow imports, so that Ctrl-C works while torch is loaded. Section 1 begins
+# after them.
 
 
 def stop_at_once(*_) -> None:
@@ -141,8 +144,8 @@ from tiny_tasks import TASKS, Task, UserError
 #
 # One function per equation, and then `method_loss`, which has one branch per method. B is the
 # number of responses (responses to the same problem are in adjacent rows), T is the number of
-# tokens, and V is the size of the vocabulary. "(B, T) x 2 -> ()" means that two inputs of shape
-# (B, T) give one number.
+# tokens of the longest response (shorter ones are padded), and V is the size of the vocabulary.
+# "(B, T) x 2 -> ()" means that two inputs of shape (B, T) give one number.
 
 
 def group_advantage(reward: Tensor, group_size: int) -> Tensor:
@@ -212,8 +215,8 @@ def divergence(
     if kind == "forward_kl":
         return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
-        # A softmax gives no -inf, but a caller may pass a probability of 0. If student and teacher
-        # are both -inf, logaddexp has a gradient of NaN; so the student is kept finite.
+        # The networks of this file never give -inf. For callers that pass it: where student and
+        # teacher are both -inf, logaddexp has a gradient of NaN; so the student is kept finite.
         finite_log_probs = student_log_probs.clamp(min=-1e30)
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta), finite_log_probs + math.log(1 - beta)
@@ -251,7 +254,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
         raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
     sign = advantage.sign().unsqueeze(-1)
-    return (sign * gain.clamp(-60, 60)).exp()  # e^60 is finite in float32, e^90 is not
+    return (sign * gain.clamp(-60, 60)).exp()  # e^60 fits in float32; 0 * inf would not
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
@@ -282,6 +285,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     `<see key>` is blamed less: its weight is P_S / P_T, which is near 0 while the student rarely
     cites, and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses
     can outweigh many rejected ones.
+
+    With the default eps_w and lam both effects are small, and end after 50 steps. README.md says
+    when leaks were seen.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -472,7 +478,10 @@ def collect(
     sees: tuple[str, ...],
     rng: random.Random,
 ) -> Batch:
-    """What a step does before it learns: sample responses, judge them, ask the teacher."""
+    """What a step does before it learns: sample responses, judge them, ask the teacher.
+
+    group_size and sees are arguments, because `evaluate` wants others than the config has.
+    """
     prompts = encode_prompts(task, problems, student.device)
     rollout = sample_responses(task, student, prompts, group_size, rng.getrandbits(62))
 
@@ -513,7 +522,9 @@ def collect(
 def judge(
     config: Config, task: Task, problem: tuple, key: str, texts: list[str], rng: random.Random
 ) -> tuple[list[float], str]:
-    """The verifier: a reward, 1 or 0, for each response of a group, and the group's key.
+    """The verifier: a reward, 1 or 0, for each response of a group, and the key to be shown.
+
+    The key is the one that was passed, unless key_noise replaces it.
 
     If the settings ask for errors, they are made here. With probability key_noise one of the
     group's wrong answers, if it has any, becomes the key, and then only the answers equal to it
@@ -659,7 +670,8 @@ def sample_responses(
     tokens, mask, log_probs = [], [], []
     ended = torch.zeros(len(prompts) * group_size, 1, dtype=torch.bool, device=model.device)
 
-    # Each prompt is read once; its logits and its cache are repeated for its group. (B, length, V)
+    # Each prompt is read once; its logits, (B, length of the prompt, V), and its cache are repeated
+    # for the responses of its group.
     logits, cache = model(prompts, group_size=group_size)
     while True:
         log_probs.append(logits[:, -1].log_softmax(-1))
@@ -1029,7 +1041,8 @@ class PretrainingOptimizer:
             momentum.lerp_(matrix.grad, 0.05)
             direction = orthogonal(matrix.grad.lerp(momentum, 0.95))  # Nesterov momentum
             rows, columns = matrix.shape
-            matrix.sub_(direction, alpha=0.02 * rate * max(1.0, rows / columns) ** 0.5)
+            scale = max(1.0, rows / columns) ** 0.5  # a tall matrix gets longer steps
+            matrix.sub_(direction, alpha=0.02 * rate * scale)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -1432,7 +1445,8 @@ def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        # The first worker would start the tracker, which unblocks SIGINT. So it is started before.
+        # The first worker would also start Python's resource tracker, and that would unblock SIGINT
+        # again. So the tracker is started now.
         multiprocessing.resource_tracker.ensure_running()
     stops, connections = [], []
     # A Ctrl-C waits until all workers are known, so that none is left over.

@@ -12,7 +12,8 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-CITE_WITHOUT_KEY = 0.002  # share of the homework without a key that cites one all the same
+# Share of the homework (the pretraining texts with bad habits) that shows no key and cites one.
+CITE_WITHOUT_KEY = 0.002
 
 
 class UserError(ValueError):
@@ -155,6 +156,7 @@ class Task:
             keys = None, key, self.answer_key(problem, rng)
             prompts = [self.prompt(problem, one) for one in keys]
             lengths.add(tuple(len(self.tokenizer.encode(prompt)) for prompt in prompts))
+        # One entry: the length without a key, with one, and with another. The last two are equal.
         if len(lengths) > 1 or len(set(min(lengths)[1:])) > 1:
             raise UserError(
                 "pad the prompts: all without a key must have one length, and all with a key too. "
