@@ -4,11 +4,11 @@
 # ///
 """RLSD from scratch, next to the methods that it grew out of.
 
-A small GPT has learned to add, and has two bad habits. It sometimes writes a carry down and then
-forgets it. When the answer key is shown to it, it sometimes writes `<see key>` and copies the key
-instead of working the answer out. This network is the student. It now has to work without the key,
-and is trained further by one of five methods, one per --mode. A verifier says which answers are
-right; two of the methods do not use it.
+A small GPT has learned to add, and was given two bad habits in pretraining. It sometimes writes a
+carry down and then forgets it. When the answer key is shown to it, it sometimes writes `<see key>`
+and copies the key instead of working the answer out. This network is the student. It now has to
+work without the key, and is trained further by one of five methods, one per --mode. A verifier says
+which answers are right; two of the methods do not use it.
 
     rlvr   Reinforcement learning with verifiable rewards, as in GRPO, but without its KL term.
            Every token of a response is pushed up if the response did better than the mean of all
@@ -23,8 +23,9 @@ right; two of the methods do not use it.
            token with the student's. CEPO compares two passes of the teacher instead: one is shown
            the right key, the other a wrong key.
 
-If the student writes `<see key>` although no key is shown, we call this a *leak*. What leaks is the
-habit of citing, not the key itself, which the student does not see in this training.
+If the student writes `<see key>` although no key is shown, we call this a *leak*. Before training
+it is rare, and training can make it frequent. What leaks is the habit of citing, not the key
+itself, which the student does not see in this training.
 
 Here is a wrong response to 4218+3567: `5c7-7-7-=07775.` The columns come from the right, so the
 student adds 8 and 7 first. `5c` means "write 5, carry 1". The next token, `7`, is the mistake,
@@ -43,13 +44,13 @@ push each token: up if it is positive, down if it is negative. (A_t multiplies t
 P_S. Where P_S is almost 1 that gradient is small, so such a token moves little in one step.)
 
     RLVR    A_t = A
-    OPSD    A_t = log(P_T / P_S), whatever the reward is (on average; see below the table)
+    OPSD    A_t = log(P_T / P_S) on average (see below the table); the reward plays no part
     RLSD    A_t = A ((1 - lam) + lam w), where the weight w is P_S / P_T in a wrong response and
             P_T / P_S in a right one, clipped to 1 - eps_w .. 1 + eps_w
 
 So eps_w limits how much the weight may differ from 1, and lam is the share of A that the weight
-scales. Both are 1 in the table. By default eps_w is 0.2, and lam falls from 0.5 to 0 over the first
-50 steps; from then on RLSD is RLVR.
+scales. Both are 1 in the table. By default, as in the paper, eps_w is 0.2, and lam falls from 0.5
+to 0 over the first 50 steps; from then on RLSD is RLVR.
 
     token     5     c      7     -     7     -     7     -     =     0     7     7     7     5     .
     P_S   0.999  1.00  0.505  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00  1.00
@@ -68,19 +69,23 @@ OPSD's loss does not use the sampled token alone. At each position it pushes eve
 vocabulary by P_S times its own log(P_T / P_S). On average this is the same as pushing only the
 sampled token, by log(P_T / P_S), which is what the table shows.
 
-The first token, `5`, is no mistake, and all eight responses begin with it. Under RLVR the pushes up
-and down on it cancel, because the mean of A over a group is 0 and all eight responses are equally
-long. (The loss averages over a response's tokens, so each counts 1/length.) But this teacher finds
-`<see key>` likely in its place. So under RLSD the weight of `5` is P_S / P_T = 1.32 in the five
-wrong responses, and 0.76 in the three right ones. It is pushed down by 5 times 1.02 and up by 3
-times 0.98 only.
+The first token, `5`, is no mistake, and all eight responses begin with it. A right response has A =
+(1 - 0.375) / 0.4841 = 1.291. So the pushes on `5`, three up and five down, have these sums (all
+responses are equally long, so all tokens count alike):
 
-What `5` loses goes to the other tokens that the student might write. One of them, though a rare
-one, is `<see key>`: where the bad habits were planted, 0.2 % of the texts without a key cite one
-all the same. In one step `5` loses little, because P_S is 0.999. But the push keeps its direction
-as long as the teacher finds `5` less likely than the student does, the rewards of a group differ,
-and lam and eps_w are above 0. This is how a leak can begin; the docstring of rlsd_token_advantage
-says more.
+    RLVR    3 * 1.291 - 5 * 0.7746 = 0
+    RLSD    3 * 1.291 * 0.76 - 5 * 0.7746 * 1.32 = -2.17
+
+The weights are P_T / P_S = 0.76 in a right response and P_S / P_T = 1.32 in a wrong one. They are
+not 1, because this teacher finds `<see key>` likely in the place of `5` (0.22; the student 0.0003).
+So under RLSD `5` is pushed down, and what it loses goes to the other tokens that the student might
+write. The likeliest of them is `<see key>`: of the pretraining texts that taught the bad habits, a
+few (0.2 %) cite a key although none is shown.
+
+In one step `5` loses little, because P_S is 0.999. But the push keeps its direction as long as the
+teacher finds `5` less likely than the student does, the rewards of a group differ, and lam and
+eps_w are above 0. This is how leaks can become frequent; the docstring of rlsd_token_advantage says
+more.
 
     python rlsd.py --mode rlsd     trains one method
     python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
@@ -192,6 +197,7 @@ def clipped_surrogate(
     as in response_mean.
     """
     check_shapes(log_probs, old_log_probs, token_advantage, mask, dimensions=2)
+    # response_mean ignores the padding, too; but NaN there would still reach the gradient.
     token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
     rho = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0).exp()
     clipped_rho = rho.clamp(1 - clip_low, 1 + clip_high)
@@ -215,8 +221,7 @@ def divergence(
     if kind == "forward_kl":
         return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
-        # The networks of this file never give -inf. For callers that pass it: where student and
-        # teacher are both -inf, logaddexp has a gradient of NaN; so the student is kept finite.
+        # Only for callers with -inf: logaddexp(-inf, -inf) has a gradient of NaN.
         finite_log_probs = student_log_probs.clamp(min=-1e30)
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta), finite_log_probs + math.log(1 - beta)
@@ -254,7 +259,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
         raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
     sign = advantage.sign().unsqueeze(-1)
-    return (sign * gain.clamp(-60, 60)).exp()  # e^60 fits in float32; 0 * inf would not
+    return (sign * gain.clamp(-60, 60)).exp()  # e^60 is finite, and so is 0 * 60
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
@@ -271,17 +276,18 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
     But suppose that all responses of a group begin alike, for instance with the same first token.
     If they are equally long (each token counts 1/|y|), the push on that token is the mean of A_t
-    over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the
-    token less likely than the student does (Delta_t < 0), good responses praise it less than bad
-    ones blame it. So it goes down, and others, such as `<see key>`, go up in its place. If instead
-    the teacher finds the shared token likelier, that token goes up. So beside the push from the
-    reward there is a second push, towards the teacher that is shown the key. It vanishes only if
-    lam or eps_w is 0, if all rewards of the group are equal, or if Delta_t is 0.
+    over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token
+    less likely than the student does (Delta_t < 0), the good responses together praise it less than
+    the bad ones together blame it. So it goes down, and others, such as `<see key>`, go up in its
+    place, as in the example at the top. If instead the teacher finds the shared token likelier,
+    that token goes up. So beside the push from the reward there is a second push, towards the
+    teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all rewards of the
+    group are equal, or if Delta_t is 0.
 
-    A leak can also start without a shared beginning. Suppose that the student samples `<see key>`.
-    It then has to guess the answer, and the verifier, which looks at the answer only, may accept
-    it. The teacher, which sees a key, finds `<see key>` likelier than the student does. So if the
-    response is accepted, `<see key>` is praised more than under RLVR. If it is rejected,
+    Leaks can also become frequent without a shared beginning. Suppose that the student samples
+    `<see key>`. It then has to guess the answer, and the verifier, which looks at the answer only,
+    may accept it. The teacher, which sees a key, finds `<see key>` likelier than the student does.
+    So if the response is accepted, `<see key>` is praised more than under RLVR. If it is rejected,
     `<see key>` is blamed less: its weight is P_S / P_T, which is near 0 while the student rarely
     cites, and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses
     can outweigh many rejected ones.
@@ -332,7 +338,7 @@ MODES = {
 
 @dataclass
 class Batch:
-    """What a method sees in one step: B = N x G responses y, G to each of N problems x."""
+    """What a method sees in one step: G responses y to each of N problems x, so B = N * G."""
 
     tokens: Tensor  # (B, T), the responses; after its end a response is padded
     mask: Tensor  # (B, T), 1 up to and including the end of a response, then 0
@@ -418,6 +424,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
+    # Only if you add a row to MODES: add a branch above that ends with "return loss, A_t".
     raise UserError(f"method_loss has no branch for mode {mode!r} that returns loss and A_t")
 
 
@@ -1259,7 +1266,7 @@ def of_mode(runs: Runs, mode: str) -> list[tuple[int, list[dict]]]:
 
 
 def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> list[tuple]:
-    """A curve per mode, the mean over seeds. Panels over the steps also have a curve per seed.
+    """A bold curve per mode, the mean over seeds, and a thin one per seed.
 
     Curves may coincide. They are drawn from wide and pale to narrow, so that all can be seen.
     Returns (name, colour, x, y) of each bold curve's end.
@@ -1277,7 +1284,7 @@ def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> 
         colour = GREY if grey else COLOURS[n % len(COLOURS)]
         width = 4.0 if grey else max(1.6, 6.0 - 1.2 * n)
         opacity = 0.55 if width > 3 else 1.0
-        if len(seeds) > 1 and across == "step" and not grey:
+        if len(seeds) > 1 and not grey:
             panel.plot(x.T, y.T, color=colour, linewidth=0.6, alpha=0.6)
         x, y = x.float().mean(0).tolist(), y.mean(0).tolist()
         panel.plot(x, y, color=colour, linewidth=width, alpha=opacity)
@@ -1335,7 +1342,7 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         equal = shown["group_rewarded"] in (0, shown["group_size"])
         if record["mode"] in ("opd", "opsd"):
             pass  # they use no reward
-        elif equal and not any(shown["token_advantage"]):  # a method of yours may push even then
+        elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
             # The record does not say whether this response was accepted, but A_t has A's sign.
@@ -1442,14 +1449,15 @@ def can_start_workers() -> bool:
 
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     """Connections to processes that wait for jobs. On Ctrl-C it is this process that ends them."""
+    # Two guards against a Ctrl-C during the start. This process only notes it in `stops`, and
+    # raises it again when all workers are known, so that none is left over. And each worker
+    # inherits a blocked SIGINT. Python's resource tracker would lift the block when it starts
+    # with the first worker; so it is started before.
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
-        # The first worker would also start Python's resource tracker, and that would unblock SIGINT
-        # again. So the tracker is started now.
         multiprocessing.resource_tracker.ensure_running()
     stops, connections = [], []
-    # A Ctrl-C waits until all workers are known, so that none is left over.
     handler = signal.signal(signal.SIGINT, lambda *_: stops.append(True))
     try:
         for _ in range(count):

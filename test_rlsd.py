@@ -232,7 +232,7 @@ def table_advantage():
 
 
 def test_the_tables_token_advantages_are_what_the_functions_give():
-    assert "Both are 1 here" in PAGE  # eps_w and lam
+    assert "Both are 1 in the table" in PAGE  # eps_w and lam
     advantage = table_advantage()
     gain = (table_row("P_T") / table_row("P_S")).log()
     (rlsd_row,) = rlsd_token_advantage(gain.unsqueeze(0), advantage, eps_w=1, lam=1)

@@ -12,7 +12,7 @@ import tiktoken
 
 END = "."
 SEE_KEY = "<see key>"  # one token, which says: "I skip the working and copy the answer key"
-# Share of the homework (the pretraining texts with bad habits) that shows no key and cites one.
+# Of the homework (pretraining texts with bad habits) without a key, the share that cites one.
 CITE_WITHOUT_KEY = 0.002
 
 

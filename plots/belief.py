@@ -123,7 +123,7 @@ def draw_examples(panel, responses: list[dict]) -> None:
                 break
     panel.set(xlabel="tokens written", ylabel="belief that it ends at the answer")
     panel.set_ylim(-0.02, 1.35)
-    study.title(panel, "Line: initial belief times product; dots: counted")
+    study.title(panel, "Two responses of the default base.\nLine: the product; circles: the count")
 
 
 def draw_all(panel, line: dict, name: str) -> None:
@@ -144,7 +144,7 @@ def draw_all(panel, line: dict, name: str) -> None:
         note = f"{(product > 1.5).sum()} products are further right: {product.max():.1f} "
         panel.text(1.48, 0.06, note, ha="right")
     error = np.abs(counted - product).mean()
-    study.title(panel, f"{name}: mean absolute error {error:.3f}")
+    study.title(panel, f"{name.capitalize()}: mean absolute error {error:.3f}\n(grey: no error)")
 
 
 def main() -> None:

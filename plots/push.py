@@ -127,10 +127,13 @@ def main() -> None:
     panel.axhline(0, color="#888888", linewidth=0.8)
     panel.axvspan(-CLEAR, CLEAR, color="#eeeeee")
     panel.set_yscale("symlog", linthresh=10)  # log P_S of a rare token may move far
+    ticks = (-40, -20, -10, -5, 0, 5, 10, 20, 40)
+    panel.set_yticks(ticks, map(str, ticks))
+    panel.set_ylim(-75, 75)
     panel.set_xlabel("push on the token by the formula (nats per unit of step size)")
-    panel.set_ylabel("measured rise of log P_S (above 10: logarithmic)")
+    panel.set_ylabel("measured rise of log P_S, in the same unit")
     text = (
-        "The reward is a coin: nearly all tokens\nwith a clear push (outside the grey) move its way"
+        "The reward is a coin: nearly all tokens\nwith a clear push (outside the grey) move with it"
     )
     study.claim(panel, text, agree > 0.95, "Push and measured rise, with a coin for a reward")
     study.finish(figure, "push", flags)

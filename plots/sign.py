@@ -58,9 +58,7 @@ def entitle(panel, lines: list[dict], verifier: str) -> None:
         text = f"{label}. Pushed away, on all responses\nor on accepted ones, every seed falls"
         study.claim(panel, text, bool((away < start).all()), label)
     elif (away < start).all():
-        text = (
-            f"{label}. Pushed away on all\nresponses, every seed falls; on accepted ones, none does"
-        )
+        text = f"{label}. Pushed away on all responses,\nevery seed falls; on accepted ones, none"
         study.claim(panel, text, bool((when_right > start).all()), label)
     else:
         text = f"{label}. Pushed away on all responses,\nevery seed ends below RLVR's"

@@ -55,6 +55,7 @@ CONDITIONS = {
     "CEPO, noise 0.4": Condition("cepo", study.error_rates(0.4)),
     "CEPO, false negatives 0.5": Condition("cepo", {"false_negatives": 0.5}, ALL_STEPS),
 }
+COLOUR_NAMES = {"OPSD": "orange", "RLSD": "black", "CEPO": "pink"}
 
 
 def plan(flags: argparse.Namespace) -> list[tuple]:
@@ -106,7 +107,7 @@ def entitle(panel, leaks: dict) -> None:
     for condition, columns in leaks.items():
         name = condition.partition(",")[0]
         if name == "CEPO":
-            texts.append("CEPO (right): no seed leaks, with any teacher")
+            texts.append("CEPO (pink): no seed leaks, with any teacher")
             holds.append(np.nanmax(np.concatenate([*columns.values()])) < study.LEAKS)
         else:
             texts.append(f"{name}: in the mean, it leaks least with the frozen teacher")
@@ -127,8 +128,9 @@ def main() -> None:
     for (upper, lower), (verifier, conditions) in zip(axes.T, by_verifier.items()):
         draw(upper, lines, conditions, study.ends, "right answers at the end (share)")
         leaks = draw(lower, lines, conditions, study.leaks, "highest leakage of a run (share)")
-        names = " and ".join(condition.partition(",")[0] for condition in conditions)
-        study.title(upper, f"{names}. Verifier: {verifier}")
+        names = [condition.partition(",")[0] for condition in conditions]
+        told = " and ".join(f"{name} ({COLOUR_NAMES[name]})" for name in names)
+        study.title(upper, f"{told}. Verifier: {verifier}")
         entitle(lower, leaks)
     study.finish(figure, "teacher", flags)
 
