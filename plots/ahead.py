@@ -27,6 +27,7 @@ METHODS = {  # settings and method; if the settings hold a learning rate, it is 
     "CEPO, held": ({"mode": "cepo", "eps_w": 1.0, **HELD}, rlsd.method_loss),
     "RLVR + OPSD, falling": ({"mode": "rlsd", **FALLING}, variants.plain_sum),
 }
+SHOWN = {"RLSD, held": "RLSD, held,\neps_w 0.2"}
 NOISES = (0.0, 0.4)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 TUNING = range(10, 13)  # seeds
@@ -119,7 +120,7 @@ def reaches(lines: list[dict], label: str, other: str) -> str:
     goal = study.ends(lines, other).mean()
     accuracy = study.curves(lines, "accuracy", label).mean(0)
     there = study.steps(lines, label)[accuracy >= goal]
-    return str(there[0]) if len(there) else "never"
+    return f"{there[0]:g}" if len(there) else "never"
 
 
 def draw(panel, lines: list[dict], noise: float) -> None:
@@ -132,7 +133,7 @@ def draw(panel, lines: list[dict], noise: float) -> None:
         mean, half = ahead.mean(), interval(ahead)
         panel.errorbar(mean, row - 0.12, xerr=half, fmt="o", capsize=4, color="#0072B2")
     panel.axvline(0, color="#888888", linewidth=0.8)
-    panel.set_yticks(range(len(others)), others)
+    panel.set_yticks(range(len(others)), [SHOWN.get(name, name) for name in others])
     panel.set_xlabel("lead over RLVR, mean over the run (blue: mean, 95 %; grey: seeds)")
     if noise == 0:
         tuned = [lead(lines, name, noise)[0] for name in others if "default" not in name]
@@ -142,7 +143,7 @@ def draw(panel, lines: list[dict], noise: float) -> None:
     else:
         names = ("CEPO, held", "RLVR + OPSD, falling")
         lowest = min(lead(lines, name, noise)[0].min() for name in names)
-        text = f"Noise {noise:g}: CEPO and RLVR + OPSD are ahead of RLVR on every seed"
+        text = f"Noise {noise:g}: CEPO and RLVR + OPSD\nare ahead of RLVR on every seed"
         study.claim(panel, text, bool(lowest > 0), f"Noise {noise:g}")
 
 

@@ -115,13 +115,13 @@ def draw_controls(panel, lines: list[dict]) -> None:
     """Gain and leak at one noise and eps_w 1, a row per method; bars: all seeds."""
     names = [*CONTROLS, *(name for name in RLSD if "eps_w 1," in name)]
     for row, name in enumerate(names):
-        for of, colour, shift in ((gain, "#0072B2", -0.1), (leak, "#D55E00", 0.1)):
+        for of, colour, shift in ((gain, "black", -0.1), (leak, "#CC79A7", 0.1)):
             values = of(lines, name, CONTROLLED)
             panel.hlines(row + shift, values.min(), values.max(), color=colour, linewidth=1)
             panel.plot(values.mean(), row + shift, "o", color=colour)
     panel.axvline(0, color="#888888", linewidth=0.8)
     panel.set_yticks(range(len(names)), names)
-    panel.set_xlabel(f"noise {CONTROLLED}: gain over RLVR (blue), highest leakage (red)")
+    panel.set_xlabel("gain over RLVR (black), leakage (pink)")
     panel.set_xlim(None, 1.03)
     rlsds = leak(lines, "RLSD, eps_w 1, held", CONTROLLED)
     quiet = leak(lines, "unsigned, held", CONTROLLED)
@@ -141,7 +141,7 @@ def main() -> None:
     if doses:
         left, right = doses
         draw_doses(left, lines, gain, "falling", "gain")
-        left.set_ylabel("gain over RLVR, accuracy in the mean over the run")
+        left.set_ylabel("gain over RLVR, mean over the run")
         draw_doses(right, lines, leak, "held", "leakage")
         right.set_ylabel("highest leakage of the run (share)")
     study.finish(figure, "drift", flags)
