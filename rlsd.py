@@ -44,7 +44,7 @@ push each token: up if it is positive, down if it is negative. (A_t multiplies t
 P_S. Where P_S is almost 1 that gradient is small, so such a token moves little in one step.)
 
     RLVR    A_t = A
-    OPSD    A_t = log(P_T / P_S) on average (see below the table); the reward plays no part
+    OPSD    A_t = log(P_T / P_S); the reward plays no part
     RLSD    A_t = A ((1 - lam) + lam w), where the weight w is P_S / P_T in a wrong response and
             P_T / P_S in a right one, clipped to 1 - eps_w .. 1 + eps_w
 
@@ -65,9 +65,9 @@ token 0.505 / 0.0072 = 70 times likelier than the teacher does. The weight, 70, 
 as well. But the network has learned to copy the answer from the working, and the working already
 says 7. So the teacher finds it likely.)
 
-OPSD's loss does not use the sampled token alone. At each position it pushes every token of the
-vocabulary by P_S times its own log(P_T / P_S). On average this is the same as pushing only the
-sampled token, by log(P_T / P_S), which is what the table shows.
+(OPSD's loss, by default the reverse KL, does not only push the sampled token but every token of the
+vocabulary. On average this is the same as pushing sampled tokens by A_t; method_loss has the
+formula.)
 
 The first token, `5`, is no mistake, and all eight responses begin with it. A right response has A =
 (1 - 0.375) / 0.4841 = 1.291. So the pushes on `5`, three up and five down, have these sums (all
@@ -79,8 +79,9 @@ responses are equally long, so all tokens count alike):
 The weights are P_T / P_S = 0.76 in a right response and P_S / P_T = 1.32 in a wrong one. They are
 not 1, because this teacher finds `<see key>` likely in the place of `5` (0.22; the student 0.0003).
 So under RLSD `5` is pushed down, and what it loses goes to the other tokens that the student might
-write. The likeliest of them is `<see key>`: of the pretraining texts that taught the bad habits, a
-few (0.2 %) cite a key although none is shown.
+write. The likeliest of them is `<see key>`, because pretraining has taught the student to cite, if
+rarely, where no key is shown. (In other problems the first token is another digit, which sinks in
+the same way.)
 
 In one step `5` loses little, because P_S is 0.999. But the push keeps its direction as long as the
 teacher finds `5` less likely than the student does, the rewards of a group differ, and lam and
@@ -197,7 +198,8 @@ def clipped_surrogate(
     as in response_mean.
     """
     check_shapes(log_probs, old_log_probs, token_advantage, mask, dimensions=2)
-    # response_mean ignores the padding, too; but NaN there would still reach the gradient.
+    # A method of yours may leave NaN in the padding. response_mean keeps it out of the loss; this
+    # keeps it out of the gradient, where 0 * NaN is NaN.
     token_advantage = token_advantage.masked_fill(mask == 0, 0.0)
     rho = (log_probs - old_log_probs).masked_fill(mask == 0, 0.0).exp()
     clipped_rho = rho.clamp(1 - clip_low, 1 + clip_high)
@@ -221,7 +223,8 @@ def divergence(
     if kind == "forward_kl":
         return kl_divergence(teacher_log_probs, student_log_probs)
     if kind == "jsd":
-        # Only for callers with -inf: logaddexp(-inf, -inf) has a gradient of NaN.
+        # Not needed for this file's finite log-probabilities. But if a method of yours masks tokens
+        # with -inf, logaddexp(-inf, -inf) has a gradient of NaN.
         finite_log_probs = student_log_probs.clamp(min=-1e30)
         log_mixture = torch.logaddexp(
             teacher_log_probs + math.log(beta), finite_log_probs + math.log(1 - beta)
@@ -259,7 +262,7 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
         raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
     sign = advantage.sign().unsqueeze(-1)
-    return (sign * gain.clamp(-60, 60)).exp()  # e^60 is finite, and so is 0 * 60
+    return (sign * gain.clamp(-60, 60)).exp()  # or e^1000 = inf, and 0 * inf = NaN
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
@@ -272,28 +275,29 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     Why RLSD can leak. OPSD leaks directly: its loss raises every token that the teacher finds
     likelier, `<see key>` among them. In RLSD the clipped weight is never negative, so in each
     response A_t has the sign of A. The paper argues that the direction therefore comes from the
-    reward alone, so that there is no leak (Theorem 5).
+    reward alone, so that there is no leak (Theorem 5). For a single response that is so. But an
+    update sums over the responses of a group.
 
-    But suppose that all responses of a group begin alike, for instance with the same first token.
-    If they are equally long (each token counts 1/|y|), the push on that token is the mean of A_t
-    over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher finds the token
-    less likely than the student does (Delta_t < 0), the good responses together praise it less than
-    the bad ones together blame it. So it goes down, and others, such as `<see key>`, go up in its
-    place, as in the example at the top. If instead the teacher finds the shared token likelier,
-    that token goes up. So beside the push from the reward there is a second push, towards the
-    teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all rewards of the
-    group are equal, or if Delta_t is 0.
+    Suppose that all of them begin alike, for instance with the same first token, as in the example
+    at the top. If they are equally long (each token counts 1/|y|), the push on that token is the
+    mean of A_t over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher
+    finds the token less likely than the student does (Delta_t < 0), the good responses together
+    praise it less than the bad ones together blame it. So it goes down, and others, such as `<see
+    key>`, go up in its place. If instead the teacher finds the shared token likelier, that token
+    goes up. So beside the push from the reward there is a second push, towards the teacher that is
+    shown the key. It vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or
+    if Delta_t is 0.
 
     Leaks can also become frequent without a shared beginning. Suppose that the student samples
-    `<see key>`. It then has to guess the answer, and the verifier, which looks at the answer only,
-    may accept it. The teacher, which sees a key, finds `<see key>` likelier than the student does.
-    So if the response is accepted, `<see key>` is praised more than under RLVR. If it is rejected,
-    `<see key>` is blamed less: its weight is P_S / P_T, which is near 0 while the student rarely
-    cites, and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses
-    can outweigh many rejected ones.
+    `<see key>`, and then guesses an answer. The verifier looks at the answer only, and may accept
+    it: by luck, or by an error of the verifier. The teacher, which sees a key, finds `<see key>`
+    likelier than the student does. So if the response is accepted, `<see key>` is praised more than
+    under RLVR. If it is rejected, `<see key>` is blamed less: its weight is P_S / P_T, which is
+    near 0 while the student rarely cites, and with lam = eps_w = 1 almost nothing is left of the
+    blame. So a few accepted guesses can outweigh many rejected ones.
 
-    With the default eps_w and lam both effects are small, and end after 50 steps. README.md says
-    when leaks were seen.
+    Did it leak? Not with the default eps_w and lam, with which both effects are small and end after
+    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds (README.md).
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -424,7 +428,7 @@ def method_loss(mode: str, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = clipped_surrogate(log_probs, batch.old_log_probs, token_advantage, mask)
         return loss, token_advantage
 
-    # Only if you add a row to MODES: add a branch above that ends with "return loss, A_t".
+    # Reached only by a row of MODES without a branch. A branch ends with "return loss, A_t".
     raise UserError(f"method_loss has no branch for mode {mode!r} that returns loss and A_t")
 
 
@@ -719,9 +723,9 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 #
 # `evaluate` lets the student respond without a key to 512 draws from the problems that are held out
 # from training; here the verifier makes no errors. `show_response` shows a response to one of these
-# problems; its reward is that of the training verifier, errors included. The teacher is the one
-# that the latest training step used; if it is a copy of the student, it may be up to
-# teacher_refresh steps old.
+# problems with its A_t, for which the verifier errs as in training. The teacher is the one that the
+# latest training step used; if it is a copy of the student, it may be up to teacher_refresh steps
+# old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -800,7 +804,7 @@ def show_response(
 
 
 def setting(default, text: str, *allowed):
-    """A field of Config. `allowed`: all values of a string, or the lowest and highest number."""
+    """A field of Config. `allowed`: every value of a string, or a number's lowest and highest."""
     return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
@@ -1029,7 +1033,7 @@ def learn(
 
 
 class PretrainingOptimizer:
-    """AdamW for the embedding and the head, Muon for the matrices of the blocks.
+    """AdamW for the embedding and the head, Muon (Keller Jordan, 2024) for the blocks' matrices.
 
     Muon learns the textbook in half of the steps that AdamW needs.
     """
@@ -1057,7 +1061,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
-    for _ in range(5):  # Newton-Schulz
+    for _ in range(5):  # Newton-Schulz, with the coefficients that are usual for Muon
         square = x @ x.T
         x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
     return x.T if tall else x
@@ -1113,6 +1117,7 @@ def model_path(config: Config, kind: str, device: str) -> Path:
 def fingerprint(config: Config, kind: str, device: str) -> str:
     """A hash of what the weights of a base depend on."""
     task = config.make_task()
+    # The source files of the task's class, and of the classes that it inherits from.
     modules = {inspect.getmodule(parent) for parent in type(task).__mro__ if parent is not object}
     sources = [source_of(module) for module in sorted(modules, key=lambda one: one.__name__)]
     for part in MAKES_A_BASE:
@@ -1345,7 +1350,7 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
-            # The record does not say whether this response was accepted, but A_t has A's sign.
+            # The record does not say whether this response was accepted, but A_t has the sign of A.
             accepted = max(shown["token_advantage"], key=abs) > 0
             if accepted != shown["right"]:
                 told += ", but accepted" if accepted else ", but rejected"
@@ -1449,10 +1454,10 @@ def can_start_workers() -> bool:
 
 def start_workers(count: int) -> list[multiprocessing.connection.Connection]:
     """Connections to processes that wait for jobs. On Ctrl-C it is this process that ends them."""
-    # Two guards against a Ctrl-C during the start. This process only notes it in `stops`, and
-    # raises it again when all workers are known, so that none is left over. And each worker
-    # inherits a blocked SIGINT. Python's resource tracker would lift the block when it starts
-    # with the first worker; so it is started before.
+    # A Ctrl-C during the start must leave no worker behind. This process only notes it in `stops`,
+    # and raises it again when all workers are known. And SIGINT is blocked while a worker starts,
+    # so that the worker inherits the block. (Python's resource tracker, which the first worker
+    # would start, unblocks SIGINT; so it is started beforehand.)
     context = multiprocessing.get_context("spawn")
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:
@@ -1783,7 +1788,9 @@ def plan(flags: argparse.Namespace) -> tuple[list[Run], Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0, or 2 if something failed."""
     if "--multiprocessing-fork" in sys.orig_argv:
-        os._exit(1)  # a worker has imported a script that calls main without a guard
+        # Python gives this flag to a worker. If main runs in a worker, the user's script calls it
+        # without a guard. The parent sees the worker end, and says so.
+        os._exit(1)
     flags = read_flags(arguments)
     threads = torch.get_num_threads()
     # Two processes beat two threads, and one thread rounds alike each time.

@@ -249,6 +249,14 @@ def test_the_cell_that_the_text_works_out_is_right():
     assert weight * advantage == approx(push, abs=0.005)
 
 
+def test_the_sums_of_the_pushes_on_the_shared_first_token_are_what_the_functions_give():
+    rlvr, rlsds = quoted(r"5 \* 0\.7746 = (0) .* 1\.32 = (-[\d.]+) The weights")
+    advantage = group_advantage(tensor([1.0] * 3 + [0.0] * 5), 8)
+    gain = (table_row("P_T") / table_row("P_S")).log()[0].expand(8, 1)
+    pushes = rlsd_token_advantage(gain, advantage, eps_w=1, lam=1)
+    assert [advantage.sum(), pushes.sum()] == [approx(rlvr, abs=1e-6), approx(rlsds, abs=0.005)]
+
+
 # ==== 2. The methods ====
 
 
