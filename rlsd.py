@@ -297,7 +297,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     blame. So a few accepted guesses can outweigh many rejected ones.
 
     Did it leak? Not with the default eps_w and lam, with which both effects are small and end after
-    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds (README.md).
+    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds. Which of
+    the two effects starts a leak is not established (README.md).
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -1222,7 +1223,23 @@ GREY = "#b8b8b8"
 Runs = dict[tuple[str, int], list[dict]]  # (mode, seed) -> records
 
 
-def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Runs) -> None:
+def describe(config: Config, modes: Iterable[str]) -> str:
+    """In words: the verifier's errors, and the weights of the modes that use them."""
+    missed, accepted = config.false_negatives, config.false_positives
+    told = "exact verifier"
+    if missed == accepted > 0:
+        told = f"{missed:.0%} of all verdicts wrong"
+    elif missed or accepted:
+        told = f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
+    weighted = [MODES[mode].name for mode in modes if mode in ("rlsd", "cepo")]
+    if weighted:
+        falling = "falling" if config.lam_decay else "held"
+        weights = f"eps_w {config.eps_w:g}, lam {config.lam:g}, {falling}"
+        told += f"; {' and '.join(weighted)}: {weights}"
+    return told
+
+
+def draw_figure(path: Path, runs: Runs, config: Config, reference: Runs) -> None:
     """The curves of all runs; below them a row of tiles per mode, with what its student writes.
 
     Reference runs are drawn in grey. The canvas is Agg and the style matplotlib's default, whatever
@@ -1238,10 +1255,10 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
     with style.context("default"):
         figure = Figure(figsize=(13, height), dpi=100)
         FigureCanvasAgg(figure)
-        figure.text(0.03, 1 - 0.25 / height, heading, fontsize=11, va="center")
-        notes = []
+        figure.text(0.03, 1 - 0.25 / height, path.stem, fontsize=11, va="center")
+        notes = [describe(config, modes)]
         if len({seed for _, seed in runs}) > 1:
-            notes.append("thin lines: one seed each; bold lines: their mean")
+            notes.append("thin: one seed each; bold: their mean")
         if reference:
             notes.append("grey: earlier runs with the same settings")
         figure.text(0.03, 1 - 0.48 / height, "; ".join(notes), color="#808080", va="center")
@@ -1250,7 +1267,7 @@ def draw_figure(path: Path, runs: Runs, heading: str, steps: int, reference: Run
             panel = figure.add_axes(box, title=title)
             start = "" if across == "step" else "; the open dot is the base"
             panel.set(xlabel=QUANTITIES[across] + start, ylabel=QUANTITIES[up], ylim=SHARE)
-            panel.set_xlim((0, max(1, steps)) if across == "step" else SHARE)
+            panel.set_xlim((0, max(1, config.steps)) if across == "step" else SHARE)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
             ends = draw_curves(panel, reference, across, up, grey=True)
@@ -1677,8 +1694,7 @@ class Monitor:
             return
         began = time.monotonic()
         try:
-            heading = self.figure.stem
-            draw_figure(self.figure, self.runs, heading, self.config.steps, self.reference)
+            draw_figure(self.figure, self.runs, self.config, self.reference)
         except Exception as error:
             self.can_draw = False
             self.say(f"rlsd.py: cannot draw {self.figure}: {explain(error)}", sys.stderr)

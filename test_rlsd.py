@@ -1252,7 +1252,7 @@ def draw(tmp_path, monkeypatch):
             part.touch()
 
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
-        rlsd.draw_figure(tmp_path / "figure.png", runs, "heading", 20, {})
+        rlsd.draw_figure(tmp_path / "figure.png", runs, toy(steps=20), {})
         return panels
 
     return draw

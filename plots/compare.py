@@ -231,7 +231,7 @@ def main() -> None:
     folders = flags.folders
     for config, runs in groups(folders):
         figure = folders[0] / figure_name(config, runs)
-        rlsd.draw_figure(figure, runs, figure.stem, config.steps, reference={})
+        rlsd.draw_figure(figure, runs, config, reference={})
         found = curves(runs)
         print(f"figure {figure}", *table(found), sep="\n")
         for mode in ("rlsd", "cepo"):

@@ -19,8 +19,8 @@ from plots import compare
 
 CAPTIONS = {
     "rlvr": "the verifier pushes all tokens alike",
-    "opd": "copies a larger teacher",
-    "opsd": "copies a teacher that sees the key",
+    "opd": "imitates a larger teacher",
+    "opsd": "imitates a teacher that sees the key",
     "rlsd": "verifier: the sign; teacher: the size",
     "cepo": "as RLSD, right key against wrong key",
 }
@@ -117,20 +117,8 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     from PIL import Image
 
     shots = frames(runs)
-    verifier = "exact verifier"
-    missed, accepted = config.false_negatives, config.false_positives
-    if missed == accepted > 0:
-        verifier = f"{missed:.0%} of all verdicts wrong"
-    elif missed or accepted:
-        verifier = (
-            f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
-        )
-    falling = ", falling" if config.lam_decay else ", held"
     seed = min(seed for _, seed in runs)
-    told = f"seed {seed}; {verifier}"
-    weighted = [compare.NAMES[mode] for mode, _ in runs if mode in ("rlsd", "cepo")]
-    if weighted:
-        told += f"; {' and '.join(weighted)}: eps_w {config.eps_w:g}, lam {config.lam:g}{falling}"
+    told = f"seed {seed}; {rlsd.describe(config, [mode for mode, _ in shots[0]])}"
     pictures = [picture(shot, config.steps, told) for shot in shots]
     # One palette for all frames, so that equal pixels stay equal, which makes the file small.
     every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))

@@ -786,6 +786,11 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     assert f"held RLSD leaks under noise {counts}, and less {means}" in README
 
 
+def test_a_variant_without_the_push_on_shared_tokens_leaks_as_well():
+    lines = study.read_lines(ROOT / "plots/reference/runs/drift.jsonl")
+    assert study.leaks(lines, study.noisy("balanced, held", 0.4)).mean() > study.LEAKS
+
+
 def test_the_readmes_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
     leaks = study.leaks(STRICT, "hidden digit, shown to no one: RLSD, held") > 0.1
     assert f"[leaks on {leaks.sum()} of {len(leaks)} seeds]" in README
