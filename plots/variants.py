@@ -92,6 +92,31 @@ def balanced(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     return weighted(batch, weigh)
 
 
+def without_cites(weight: Tensor, batch: rlsd.Batch) -> Tensor:
+    """The weight, but 1 for a sampled <see key>: its praise and blame are those of RLVR."""
+    cite = batch.student_log_probs.shape[-1] - 1  # the tokenizer's last token
+    return weight.masked_fill(batch.tokens == cite, 1)
+
+
+def plain_cites(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+    """RLSD in which a cite is praised and blamed as under RLVR."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        return without_cites(clipped_weight(gain, advantage, batch.eps_w), batch)
+
+    return weighted(batch, weigh)
+
+
+def balanced_plain_cites(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+    """Both: the balanced weight, and cites as under RLVR."""
+
+    def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
+        args = gain, advantage, batch.mask, batch.eps_w, batch.group_size
+        return without_cites(balanced_weight(*args), batch)
+
+    return weighted(batch, weigh)
+
+
 def negative_only(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     """RLSD with its weight on wrong responses only; on the others it is 1."""
 
