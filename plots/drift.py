@@ -35,8 +35,6 @@ CONTROLS = {
     "unsigned, held": (variants.unsigned, {"lam_decay": 0}),
     "balanced, held": (variants.balanced, {"lam_decay": 0}),
     "balanced, falling": (variants.balanced, {"lam_decay": 50}),
-    "plain cites, held": (variants.plain_cites, {"lam_decay": 0}),
-    "balanced, plain cites, held": (variants.balanced_plain_cites, {"lam_decay": 0}),
 }
 METHODS |= CONTROLS
 
