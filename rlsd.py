@@ -297,8 +297,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     blame. So a few accepted guesses can outweigh many rejected ones.
 
     Did it leak? Not with the default eps_w and lam, with which both effects are small and end after
-    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds. Which of
-    the two effects starts a leak is not established (README.md).
+    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds. Both
+    effects are needed for it if the verifier only misses right answers; if it errs both ways, the
+    second matters more (README.md).
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)

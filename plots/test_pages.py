@@ -20,7 +20,7 @@ from PIL import Image
 
 import rlsd
 from plots import compare, film, floor, strict, study, teacher, variants
-from tiny_tasks import Task
+from tiny_tasks import SEE_KEY, Task
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -275,6 +275,25 @@ def test_the_variants_of_rlsd_differ_in_their_weights_and_keep_the_sign():
         _, token_advantage = method("rlsd", batch)
         assert (token_advantage * advantage > 0).all()
         assert not torch.allclose(token_advantage, rlsds)
+
+
+@pytest.mark.parametrize(
+    "variant, other", [("plain_cites", rlsd.method_loss), ("balanced_plain_cites", "balanced")]
+)
+def test_plain_cites_are_pushed_as_under_rlvr_and_all_else_is_left_alone(variant, other):
+    batch = a_batch()
+    batch.tokens[0, 0] = batch.tokens[1, 2] = 4  # the last token of this vocabulary
+    other = getattr(variants, other) if isinstance(other, str) else other
+    _, rlvr = rlsd.method_loss("rlvr", batch)
+    _, others = other("rlsd", batch)
+    _, plain = getattr(variants, variant)("rlsd", batch)
+    torch.testing.assert_close(plain, torch.where(batch.tokens == 4, rlvr, others))
+
+
+def test_the_cite_is_the_last_token_of_every_task():
+    for name in rlsd.TASKS:
+        tokenizer = rlsd.Config(task=name).make_task().tokenizer
+        assert tokenizer.encode(SEE_KEY) == [tokenizer.vocabulary_size - 1]
 
 
 def test_the_reversed_ratio_is_rlsds_weight_for_the_negated_gain():
@@ -786,9 +805,19 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     assert f"held RLSD leaks under noise {counts}, and less {means}" in README
 
 
-def test_a_variant_without_the_push_on_shared_tokens_leaks_as_well():
-    lines = study.read_lines(ROOT / "plots/reference/runs/drift.jsonl")
-    assert study.leaks(lines, study.noisy("balanced, held", 0.4)).mean() > study.LEAKS
+def test_the_readmes_experiment_has_the_counts_of_cause():
+    lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
+    cures = "plain cites", "balanced", "both"
+    highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
+    assert f"no seed leaks if either of them is missing ({highest:.3f} at most)" in README
+    counts = {}
+    for name in ("RLSD", *cures):
+        leaks = study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS
+        counts[name] = f"{leaks.sum()} of {len(leaks)}"
+    assert (
+        f"RLSD leaks on {counts['RLSD']} seeds, without the first push on {counts['plain cites']}, "
+        f"without the second on {counts['balanced']}, and without both on {counts['both']}."
+    ) in README
 
 
 def test_the_readmes_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
