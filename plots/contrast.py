@@ -2,10 +2,9 @@
 
     python -m plots.contrast [--quick]        runs/contrast.jsonl and contrast.png under --out
 
-Five worlds: a verifier that errs; a verifier that tosses a coin; a key that errs, by which the
-verifier grades; a verifier that errs while cites are planted rarely or not at all; and one in which
-the cite depends on the key that is shown (Choosy). eps_w and lam are 1 and held; under "falling",
-lam is 0 after 50 steps.
+Four worlds: a verifier that errs; a key that errs, by which the verifier grades; a verifier that
+errs while cites are planted rarely or not at all; and one in which the cite depends on the key that
+is shown (Choosy). eps_w and lam are 1 and held; under "falling", lam is 0 after 50 steps.
 
 CEPO chooses the wrong key as its authors' release does: any rejected answer, which under a noisy
 verifier may be the right one. "CEPO, filtered" leaves out answers that equal the key. "RLVR,
@@ -102,8 +101,7 @@ def rarer_cites(cite: float) -> dict[str, float]:
 
 WORLDS = {
     "verifier noise": World(study.error_rates, (0.4,), tuple(METHODS)),
-    "coin, noise": World(study.error_rates, (0.5,)),
-    "key noise": World(key_noise, (0.2, 0.4)),
+    "key noise": World(key_noise, (0.4,)),
     "noise 0.4, cite": World(rarer_cites, (0.0, 0.05)),
     "choosy cite, noise": World(study.error_rates, (0.4,), config=ChoosyConfig),
 }
@@ -155,12 +153,7 @@ def table(lines: list[dict]) -> list[str]:
         quantities = (study.means, study.ends, study.leaks, study.strays)
         rows.append((*label.split(": "), *study.spreads(lines, label, *quantities)))
     order = list(WORLDS)
-
-    def place(row: tuple) -> tuple[int, float]:
-        world, _, amount = row[0].rpartition(" ")
-        return order.index(world), float(amount)
-
-    rows.sort(key=place)
+    rows.sort(key=lambda row: order.index(row[0].rpartition(" ")[0]))
     head = (
         "world",
         "method",
