@@ -278,28 +278,28 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     reward alone, so that there is no leak (Theorem 5). For a single response that is so. But an
     update sums over the responses of a group.
 
-    Suppose that all of them begin alike, for instance with the same first token, as in the example
-    at the top. If they are equally long (each token counts 1/|y|), the push on that token is the
-    mean of A_t over the group. Under RLVR this mean is 0. Under RLSD it is not. If the teacher
-    finds the token less likely than the student does (Delta_t < 0), the good responses together
-    praise it less than the bad ones together blame it. So it goes down, and others, such as `<see
-    key>`, go up in its place. If instead the teacher finds the shared token likelier, that token
-    goes up. So beside the push from the reward there is a second push, towards the teacher that is
-    shown the key. It vanishes only if lam or eps_w is 0, if all rewards of the group are equal, or
-    if Delta_t is 0.
+    The shared push. Suppose that all responses of a group begin alike, for instance with the same
+    first token, as in the example at the top. If they are equally long (each token counts 1/|y|),
+    the push on that token is the mean of A_t over the group. Under RLVR this mean is 0. Under RLSD
+    it is not. If the teacher finds the token less likely than the student does (Delta_t < 0), the
+    good responses together praise it less than the bad ones together blame it. So it goes down, and
+    others, such as `<see key>`, go up in its place. If instead the teacher finds the shared token
+    likelier, that token goes up. So beside the push from the reward there is one towards the
+    teacher that is shown the key. It vanishes only if lam or eps_w is 0, if all rewards of the
+    group are equal, or if Delta_t is 0.
 
-    Leaks can also become frequent without a shared beginning. Suppose that the student samples
-    `<see key>`, and then guesses an answer. The verifier looks at the answer only, and may accept
-    it: by luck, or by an error of the verifier. The teacher, which sees a key, finds `<see key>`
-    likelier than the student does. So if the response is accepted, `<see key>` is praised more than
-    under RLVR. If it is rejected, `<see key>` is blamed less: its weight is P_S / P_T, which is
-    near 0 while the student rarely cites, and with lam = eps_w = 1 almost nothing is left of the
-    blame. So a few accepted guesses can outweigh many rejected ones.
+    The cite push. Suppose that the student samples `<see key>`, and then guesses an answer. The
+    verifier looks at the answer only, and may accept it: by luck, or by an error of the verifier.
+    The teacher, which sees a key, finds `<see key>` likelier than the student does. So if the
+    response is accepted, `<see key>` is praised more than under RLVR. If it is rejected, `<see
+    key>` is blamed less: its weight is P_S / P_T, which is near 0 while the student rarely cites,
+    and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses can
+    outweigh many rejected ones.
 
-    Did it leak? Not with the default eps_w and lam, with which both effects are small and end after
-    50 steps. With both held at 1, and a verifier that errs often, it did on most seeds. Both
-    effects are needed for it if the verifier only misses right answers; if it errs both ways, the
-    second matters more (README.md).
+    Did it leak? Not with the default eps_w and lam, with which both pushes are small and end after
+    50 steps. With both settings held at 1, and a verifier that errs often, it did on most seeds. An
+    experiment takes each push away (README.md): if the verifier only misses right answers, the leak
+    needs both; if it errs both ways, the cite push matters more.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -1234,8 +1234,8 @@ def describe(config: Config, modes: Iterable[str]) -> str:
         told = f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
     weighted = [MODES[mode].name for mode in modes if mode in ("rlsd", "cepo")]
     if weighted:
-        falling = "falling" if config.lam_decay else "held"
-        weights = f"eps_w {config.eps_w:g}, lam {config.lam:g}, {falling}"
+        schedule = "falling from" if config.lam_decay else "held at"
+        weights = f"eps_w {config.eps_w:g}, lam {schedule} {config.lam:g}"
         told += f"; {' and '.join(weighted)}: {weights}"
     return told
 

@@ -929,6 +929,26 @@ def test_without_a_name_a_run_is_not_compared_with_itself(run):
     assert rlsd.runs_to_compare_with(flags, rlsd.plan(flags)[0]) == ({}, {})
 
 
+@mark.parametrize(
+    "settings, modes, told",
+    [
+        ({}, ["rlvr"], "exact verifier"),
+        ({}, ["rlsd"], "exact verifier; RLSD: eps_w 0.2, lam falling from 0.5"),
+        ({"false_negatives": 0.4, "false_positives": 0.4}, ["opsd"], "40% of all verdicts wrong"),
+        (
+            {"false_negatives": 0.5, "eps_w": 1, "lam": 1, "lam_decay": 0},
+            ["rlvr", "rlsd", "cepo"],
+            "verifier rejects 50% of right, accepts 0% of wrong answers; "
+            "RLSD and CEPO: eps_w 1, lam held at 1",
+        ),
+    ],
+)
+def test_a_figure_says_in_words_what_the_verifier_gets_wrong_and_who_is_weighted(
+    settings, modes, told
+):
+    assert rlsd.describe(toy(**settings), modes) == told
+
+
 def test_a_run_that_fails_says_so_and_the_others_go_on(run, small_exam, monkeypatch, capsys):
     measure = rlsd.evaluate
 

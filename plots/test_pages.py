@@ -792,7 +792,7 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
     gain = torch.tensor(0.758 / 0.999).log().expand(8, 1)
     push = rlsd.rlsd_token_advantage(gain, advantage, 1.0, 1.0).mean()
     for page in (README, PAGES["LESSON"]):
-        assert f"the mean is {push:.2f}, where RLVR's is 0" in page
+        assert f"is {push:.2f}" in page
 
 
 def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
@@ -815,8 +815,8 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
         leaks = study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS
         counts[name] = f"{leaks.sum()} of {len(leaks)}"
     assert (
-        f"RLSD leaks on {counts['RLSD']} seeds, without the first push on {counts['plain cites']}, "
-        f"without the second on {counts['balanced']}, and without both on {counts['both']}."
+        f"RLSD leaks on {counts['RLSD']} seeds, without the cite push on {counts['plain cites']}, "
+        f"without the shared push on {counts['balanced']}, and without both on {counts['both']}."
     ) in README
 
 
@@ -836,7 +836,7 @@ def test_the_readmes_objection_has_the_counts_of_contrast():
 
 def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_readme_says():
     ends = study.ends(CONTRAST, "noise 0.4, cite 0: RLSD")
-    assert f"accuracy still falls below 0.5 on {(ends < 0.5).sum()} of {len(ends)} seeds" in README
+    assert f"held RLSD still falls below 0.5 on {(ends < 0.5).sum()} of {len(ends)} seeds" in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
