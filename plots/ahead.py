@@ -138,7 +138,9 @@ def draw(panel, lines: list[dict], noise: float) -> None:
     if noise == 0:
         tuned = [lead(lines, name, noise)[0] for name in others if "default" not in name]
         level = all(abs(ahead.mean()) <= interval(ahead) for ahead in tuned)
-        text = "Exact verifier: at its best rate,\nno method clearly differs from RLVR"
+        text = (
+            "Exact verifier: no method clearly differs from RLVR,\nexcept RLVR at the default rate"
+        )
         study.claim(panel, text, level, "Exact verifier")
     else:
         names = ("CEPO, held", "RLVR + OPSD, falling")

@@ -8,6 +8,7 @@ longer says what the others are.
 """
 
 import argparse
+import math
 from itertools import product
 
 import torch
@@ -104,7 +105,7 @@ def draw(upper, lower, lines: list[dict], kind: str) -> None:
     text = f"{told}: every run leaks"
     study.claim(upper, text, leaks > 0.1, f"{told}: leakage")
     highest = max(study.ends(lines, label).max() for label in names)
-    text = f"{told}: every run ends at {highest:.2f} or less"
+    text = f"{told}: every run ends at {math.ceil(100 * highest) / 100} or less"
     study.claim(lower, text, highest < 0.2, f"{told}: right answers")
 
 

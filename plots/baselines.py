@@ -94,8 +94,8 @@ def main() -> None:
             )
             study.claim(
                 panel,
-                "Noise 0.4: RLVR catches up; CEPO's lead shrinks\n"
-                f"from {first.mean():.2f} to {last.mean():.2f} in the mean",
+                f"Noise 0.4: CEPO's lead over RLVR is {first.mean():.2f} after a third\n"
+                f"of the steps and {last.mean():.2f} at the end, in the mean",
                 last.mean() <= first.mean() / 2,
                 "Verifier: noise 0.4",
             )

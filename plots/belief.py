@@ -121,7 +121,7 @@ def draw_examples(panel, responses: list[dict]) -> None:
                 at = {"va": "top", "xycoords": "axes fraction", "family": "monospace"}
                 panel.annotate(text, (0.03, height), color=colour, **at)
                 break
-    panel.set(xlabel="tokens written", ylabel="belief that it ends at the answer")
+    panel.set(xlabel="tokens written", ylabel="belief that it ends in the key")
     panel.set_ylim(-0.02, 1.35)
     study.title(panel, "Two responses of the default base.\nLine: the product; circles: the count")
 

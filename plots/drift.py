@@ -125,7 +125,7 @@ def draw_controls(panel, lines: list[dict]) -> None:
     panel.set_xlim(None, 1.03)
     rlsds = leak(lines, "RLSD, eps_w 1, held", CONTROLLED)
     quiet = leak(lines, "unsigned, held", CONTROLLED)
-    text = f"Noise {CONTROLLED}: the unsigned weight neither gains nor leaks"
+    text = f"Noise {CONTROLLED}: the unsigned weight, held,\nhardly gains and does not leak"
     no_gain = abs(gain(lines, "unsigned, held", CONTROLLED).mean()) < 0.02
     holds = quiet.max() < 0.1 < rlsds.mean() and no_gain
     study.claim(panel, text, holds, f"Noise {CONTROLLED}: the controls")
