@@ -3,10 +3,11 @@
     python -m plots.cause [--quick]        runs/cause.jsonl and cause.png under --out
 
 Held at 1, RLSD differs from RLVR in two ways that could start a leak. A sampled <see key> has a
-weight of its own: it is praised more and blamed less. And the other tokens have weights whose mean
-over a group is not 1, so that they sink where the teacher would rather cite. Each is taken away
-alone, and then both: "plain cites" gives a sampled <see key> the weight 1, as under RLVR;
-"balanced" divides the weights at each position by their mean over the responses of the same sign.
+weight of its own: it is praised more and blamed less. And where the teacher would rather cite, the
+other tokens weigh more when they are blamed than when they are praised, so that they sink. Each is
+taken away alone, and then both: "plain cites" gives a sampled <see key> the weight 1, as under
+RLVR; "balanced" divides the weights at each position by their mean over the responses of the same
+sign.
 """
 
 import argparse

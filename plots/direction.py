@@ -1,4 +1,4 @@
-"""Why RLSD is level with an exact verifier: its gradients are nearly those of RLVR, noise included.
+"""Does RLSD's gradient differ from RLVR's, in its direction and in its noise? (Exact verifier.)
 
     python -m plots.direction [--quick]        runs/direction.jsonl and direction.png under --out
 

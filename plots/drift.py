@@ -1,4 +1,4 @@
-"""RLSD's gain and its leak have one source: its weights distil in the mean, whatever the reward.
+"""Do RLSD's gain and its leak have one source? Its weights distil in the mean, whatever the reward.
 
     python -m plots.drift [--quick]        runs/drift.jsonl and drift.png under --out
 

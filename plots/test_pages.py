@@ -820,6 +820,36 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
     ) in README
 
 
+def first_order_push(accepted: int, error: float, plain: bool, is_balanced: bool) -> float:
+    """The expected A_t of a sampled cite, minus the mean A_t of the token that the others share."""
+    reward = torch.tensor([1.0] * accepted + [0.0] * (8 - accepted))
+    advantage, shared = rlsd.group_advantage(reward, 8), torch.full((8, 1), 0.758 / 0.999).log()
+
+    def weigh(gain: torch.Tensor) -> torch.Tensor:
+        if is_balanced:
+            return variants.balanced_weight(gain, advantage, torch.ones(8, 1), 1.0, 8)[:, 0]
+        return variants.clipped_weight(gain, advantage, 1.0)[:, 0]
+
+    push = -(advantage * weigh(shared)).mean()
+    for cites, chance in ((0, error), (7, 1 - error)):  # an accepted response, and a rejected one
+        gain = shared.clone()
+        gain[cites] = math.log(0.22 / 0.0003)
+        weight = 1.0 if plain else weigh(gain)[cites]
+        push += chance * advantage[cites] * weight
+    return float(push)
+
+
+@pytest.mark.parametrize(
+    "row, accepted, error", [("false negatives 0.5; 3 of 8", 3, 0.0), ("noise 0.4; 4 of 8", 4, 0.4)]
+)
+def test_the_first_order_pushes_on_a_cite_are_those_of_the_page(row, accepted, error):
+    [line] = [line for line in PAGES["README"].splitlines() if f"| {row} |" in line]
+    told = [float(cell) for cell in line.split("|")[2:-1]]
+    variations = ((False, False), (True, False), (False, True), (True, True))
+    pushes = [first_order_push(accepted, error, *variation) for variation in variations]
+    assert pushes == pytest.approx(told, abs=0.006)
+
+
 def test_the_readmes_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
     leaks = study.leaks(STRICT, "hidden digit, shown to no one: RLSD, held") > 0.1
     assert f"[leaks on {leaks.sum()} of {len(leaks)} seeds]" in README
