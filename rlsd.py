@@ -262,7 +262,8 @@ def evidence_weight(gain: Tensor, advantage: Tensor) -> Tensor:
         shapes = f"{tuple(gain.shape)} and {tuple(advantage.shape)}"
         raise ValueError(f"gain must be (B, T) and advantage (B,), but they are {shapes}")
     sign = advantage.sign().unsqueeze(-1)
-    return (sign * gain.clamp(-60, 60)).exp()  # or e^1000 = inf, and 0 * inf = NaN
+    # Clamped, because e^1000 is inf; and where A is 0, 0 times an infinite gain would be NaN.
+    return (sign * gain.clamp(-60, 60)).exp()
 
 
 def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: float) -> Tensor:
@@ -1305,7 +1306,7 @@ def draw_curves(panel, runs: Runs, across: str, up: str, grey: bool = False) -> 
             for name in (across, up)
         )
         colour = GREY if grey else COLOURS[n % len(COLOURS)]
-        width = 4.0 if grey else max(1.6, 6.0 - 1.2 * n)
+        width = 4.0 if grey else max(2.2, 6.0 - 1.2 * n)
         opacity = 0.55 if width > 3 else 1.0
         if len(seeds) > 1 and not grey:
             panel.plot(x.T, y.T, color=colour, linewidth=0.6, alpha=0.6)
@@ -1343,8 +1344,8 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
     panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
     problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
-    legend = f"One response to {problem}, seed {seed}. Blue: pushed up (A_t > 0); red: pushed down"
-    panel.text(0, -0.5, f"{legend}; white is 0, full colour is 2 or -2.", va="center")
+    legend = f"One response to {problem}, seed {seed}. Blue: A_t > 0, a push up; red: a push down"
+    panel.text(0, -0.5, f"{legend}; full colour: 2 or beyond.", va="center")
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, first
         name = f"{MODES[record['mode']].name}, step {record['step']}"

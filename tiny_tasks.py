@@ -156,7 +156,8 @@ class Task:
             keys = None, key, self.answer_key(problem, rng)
             prompts = [self.prompt(problem, one) for one in keys]
             lengths.add(tuple(len(self.tokenizer.encode(prompt)) for prompt in prompts))
-        # One entry: the length without a key, with one, and with another. The last two are equal.
+        # There must be one entry: the length without a key, with one, and with another. Its last
+        # two numbers must be equal.
         if len(lengths) > 1 or len(set(min(lengths)[1:])) > 1:
             raise UserError(
                 "pad the prompts: all without a key must have one length, and all with a key too. "
