@@ -1233,6 +1233,8 @@ def describe(config: Config, modes: Iterable[str]) -> str:
         told = f"{missed:.0%} of all verdicts wrong"
     elif missed or accepted:
         told = f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
+    if config.key_noise:
+        told += f"; a wrong key with probability {config.key_noise:g}"
     weighted = [MODES[mode].name for mode in modes if mode in ("rlsd", "cepo")]
     if weighted:
         schedule = "falling from" if config.lam_decay else "held at"

@@ -933,6 +933,7 @@ def test_without_a_name_a_run_is_not_compared_with_itself(run):
     "settings, modes, told",
     [
         ({}, ["rlvr"], "exact verifier"),
+        ({"key_noise": 0.2}, ["opd"], "exact verifier; a wrong key with probability 0.2"),
         ({}, ["rlsd"], "exact verifier; RLSD: eps_w 0.2, lam falling from 0.5"),
         ({"false_negatives": 0.4, "false_positives": 0.4}, ["opsd"], "40% of all verdicts wrong"),
         (
