@@ -42,11 +42,6 @@ def plan(flags: argparse.Namespace) -> list[tuple]:
     return runs
 
 
-def measure(config: rlsd.Config, method) -> dict:
-    task = config.make_task()
-    return study.watch(task, study.training(config, method, task=task))
-
-
 def table(lines: list[dict]) -> list[str]:
     return study.watched_table(lines, list(VERIFIERS), ("verifier", "method"))
 
@@ -62,7 +57,7 @@ def draw(panel, lines: list[dict], verifier: str, of, ylabel: str) -> dict:
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=8)
-    lines = study.run_all("cause", flags, plan(flags), measure)
+    lines = study.run_all("cause", flags, plan(flags), study.watched_run)
     study.say(table(lines))
     verifiers = [name for name in VERIFIERS if f"{name}: RLSD" in study.labels_of(lines)]
     figure, axes = study.panels(2, len(verifiers))

@@ -38,11 +38,6 @@ def plan(flags: argparse.Namespace) -> list[tuple]:
     return runs
 
 
-def measure(config: rlsd.Config, method) -> dict:
-    task = config.make_task()
-    return study.watch(task, study.training(config, method, task=task))
-
-
 def table(lines: list[dict]) -> list[str]:
     return study.watched_table(lines, list(VERIFIERS), ("verifier", "the teacher's push"))
 
@@ -67,7 +62,7 @@ def entitle(panel, lines: list[dict], verifier: str) -> None:
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=8)
-    lines = study.run_all("sign", flags, plan(flags), measure)
+    lines = study.run_all("sign", flags, plan(flags), study.watched_run)
     study.say(table(lines))
     verifiers = [name for name in VERIFIERS if f"{name}: RLVR" in study.labels_of(lines)]
     figure, axes = study.panels(2, len(verifiers), width=5.6)

@@ -204,6 +204,12 @@ def watch(task: rlsd.Task, run) -> dict:
     return columns(records, WATCHED)
 
 
+def watched_run(config: rlsd.Config, method: Callable) -> dict:
+    """What run_all measures for studies that watch their runs."""
+    task = config.make_task()
+    return watch(task, training(config, method, task=task))
+
+
 def stray_digits(task: rlsd.Task, student: rlsd.GPT) -> float | None:
     """The share of stray digits in the workings of sampled responses to the exam, without a key.
 
