@@ -115,6 +115,7 @@ class Task:
         side = "held out" if held_out else "left for training"
         raise UserError(f"task {self.name}: none of 10,000 problems is {side}: vary problem() more")
 
+    @cache
     def exam(self) -> tuple[list, list]:
         """512 draws of held-out problems and a key to each, the same for every seed and mode."""
         rng = random.Random("exam")
