@@ -5,9 +5,9 @@
 Held at 1, RLSD differs from RLVR in two ways that could start a leak. A sampled <see key> has a
 weight of its own: it is praised more and blamed less. And where the teacher would rather cite, the
 other tokens weigh more when they are blamed than when they are praised, so that they sink. Each is
-taken away alone, and then both: "plain cites" gives a sampled <see key> the weight 1, as under
-RLVR; "balanced" divides the weights at each position by their mean over the responses of the same
-sign.
+taken away alone, and then both ("neither push"). "Plain cites" gives a sampled <see key> the weight
+1, as under RLVR; "balanced" divides the weights at each position by their mean over the responses
+of the same sign.
 """
 
 import argparse
@@ -19,9 +19,9 @@ METHODS = {
     "RLSD": rlsd.method_loss,
     "plain cites": variants.plain_cites,
     "balanced": variants.balanced,
-    "both": variants.balanced_plain_cites,
+    "neither push": variants.balanced_plain_cites,
 }
-COLOURS = dict(zip(METHODS, ("#000000", "#0072B2", "#E69F00", "#009E73")))
+COLOURS = dict(zip(METHODS, ("#000000", "#882255", "#117733", "#999999")))
 VERIFIERS = {  # settings
     "noise 0.4": study.error_rates(0.4),
     "false negatives 0.5": {"false_negatives": 0.5, "steps": 480, "evaluate_every": 40},
@@ -66,7 +66,7 @@ def main() -> None:
         leaks = draw(lower, lines, verifier, study.leaks, "highest leakage of a run (share)")
         study.title(upper, f"Verifier: {verifier}")
         counts = [f"{name} {(values > study.LEAKS).sum()}" for name, values in leaks.items()]
-        study.title(lower, f"Of {len(leaks['RLSD'])} seeds leak: {', '.join(counts)}")
+        study.title(lower, f"Seeds that leak, of {len(leaks['RLSD'])}:\n{', '.join(counts)}")
     study.finish(figure, "cause", flags)
 
 

@@ -105,7 +105,7 @@ WORLDS = {
     "noise 0.4, cite": World(rarer_cites, (0.0, 0.05)),
     "choosy cite, noise": World(study.error_rates, (0.4,), config=ChoosyConfig),
 }
-SHOWN = {  # the columns of the figure: world, amount
+SHOWN = {  # the rows of the figure: world, amount
     "Verifier noise 0.4": ("verifier noise", 0.4),
     "Key noise 0.4": ("key noise", 0.4),
     "Verifier noise 0.4, no cite planted": ("noise 0.4, cite", 0.0),
@@ -178,29 +178,29 @@ def draw(panel, lines: list[dict], shown: str, of: Callable, ylabel: str) -> dic
     return columns
 
 
-def entitle(upper, lower, shown: str, means: dict, leaks: dict) -> None:
-    """What is found in a column of the figure."""
+def entitle(left, right, shown: str, means: dict, leaks: dict) -> None:
+    """What is found in a row of the figure."""
     ahead = means["CEPO"] > means["RLVR"]
     text = f"CEPO is ahead of RLVR on {ahead.sum()} of {len(ahead)} seeds"
     if means["CEPO"].mean() < means["RLVR"].mean():
         text += ", and behind in the mean"
-    study.title(upper, f"{shown}.\n{text}")
-    counts = {method: (leaks[method] > study.LEAKS).sum() for method in ("RLSD", "CEPO", "RLVR")}
-    told = ", ".join(f"{method} on {count}" for method, count in counts.items())
-    study.title(lower, f"Of {len(ahead)} seeds leak: {told}")
+    study.title(left, f"{shown}.\n{text}")
+    study.title(right, f"{shown}.\nAbove each column: how many of {len(ahead)} seeds leak")
+    for n, values in enumerate(leaks.values()):
+        right.text(n, 1.08, str((values > study.LEAKS).sum()), ha="center", va="center")
+    right.set_ylim(-0.03, 1.15)
 
 
 def main() -> None:
     flags = study.arguments(__doc__, seeds=8)
     lines = study.run_all("contrast", flags, plan(flags), measure)
     study.say(table(lines))
-    columns = list(SHOWN)[:1] if flags.quick else list(SHOWN)
-    figure, axes = study.panels(2, len(columns), height=4.2)
-    for (upper, lower), shown in zip(axes.T, columns):
-        means = draw(upper, lines, shown, study.means, "right answers, mean over the run")
-        leaks = draw(lower, lines, shown, study.leaks, "highest leakage of a run (share)")
-        upper.set_xticklabels([])
-        entitle(upper, lower, shown, means, leaks)
+    rows = list(SHOWN)[:1] if flags.quick else list(SHOWN)
+    figure, axes = study.panels(len(rows), 2)
+    for (left, right), shown in zip(axes, rows):
+        means = draw(left, lines, shown, study.means, "right answers, mean over the run")
+        leaks = draw(right, lines, shown, study.leaks, "highest leakage of a run (share)")
+        entitle(left, right, shown, means, leaks)
     study.finish(figure, "contrast", flags)
 
 

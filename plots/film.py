@@ -7,7 +7,7 @@ settings, FOLDER/film-SETTINGS.gif; it shows the lowest seed. Beside each film l
 first frame in which the methods differ clearly. --out names the film if the folder has one group of
 runs.
 
-A thick frame marks a slip: a carry that was written down, and is missing in the next digit.
+A thick frame marks a wrong digit of a working; a carry that was written before it counts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CAPTIONS = {
     "cepo": "as RLSD, right key against wrong key",
 }
 PANELS = {"right answers": "accuracy", "leakage: <see key> without a key": "leakage"}
-MILLISECONDS = 550  # per frame
+SLOW, FAST = 900, 450  # milliseconds per frame: of the first five, and of the others
 PAUSE = 2500  # at the last frame
 WIDTH = 46.0  # of a row, in tiles
 
@@ -38,20 +38,20 @@ def frames(runs: rlsd.Runs) -> list[rlsd.Runs]:
     return [{run: records[:n] for run, records in chosen.items()} for n in range(1, length + 1)]
 
 
-def slips(shown: dict) -> list[int]:
-    """The places of tokens that forget a carry, if the response has a working like Carry's."""
+def wrong_digits(shown: dict) -> list[int]:
+    """The places of wrong digits, if the response has a working like Carry's."""
     top, _, bottom = shown["problem"].partition("+")
     if not bottom:
         return []
-    digits, found, carry = len(max(top, bottom, key=len)), [], False
+    digits, found, carry = len(max(top, bottom, key=len)), [], 0
     pairs = list(zip(reversed(top.zfill(digits)), reversed(bottom.zfill(digits))))
     for column, (one, other) in enumerate(pairs):
         written = shown["tokens"][2 * column : 2 * column + 2]
         if len(written) < 2 or not written[0].isdigit() or written[1] not in "c-":
             return []
-        if carry and int(written[0]) == (int(one) + int(other)) % 10:
+        if int(written[0]) != (int(one) + int(other) + carry) % 10:
             found.append(2 * column)
-        carry = written[1] == "c"
+        carry = int(written[1] == "c")
     return found
 
 
@@ -77,8 +77,8 @@ def draw(figure, runs: rlsd.Runs, steps: int, told: str) -> None:
     for row, record in enumerate(records):
         caption = CAPTIONS.get(record["mode"], "")
         panel.text(0, row + 0.83, caption, va="center", fontsize=8, color="#444444")
-        for place in slips(record["shown"]):
-            x = 13.0 + place  # all tokens before a slip are single characters
+        for place in wrong_digits(record["shown"]):
+            x = 13.0 + place  # all tokens before it are single characters
             panel.plot(
                 (x, x + 1, x + 1, x, x),
                 [row + y for y in (0.05, 0.05, 0.95, 0.95, 0.05)],
@@ -126,7 +126,8 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
         every.paste(one, (0, n * one.height))
     palette = every.quantize(256)
     quantized = [one.quantize(palette=palette, dither=0) for one in pictures]
-    durations = [MILLISECONDS] * (len(pictures) - 1) + [PAUSE]
+    durations = [SLOW if n < 5 else FAST for n in range(len(pictures))]
+    durations[-1] = PAUSE
 
     def write(part: Path) -> None:
         rest = {"append_images": quantized[1:], "duration": durations, "loop": 0}

@@ -15,7 +15,7 @@ METHODS = {  # mode, method, colour
     "RLVR": ("rlvr", rlsd.method_loss, compare.COLOURS["rlvr"]),
     "towards (RLSD)": ("rlsd", rlsd.method_loss, compare.COLOURS["rlsd"]),
     "away": ("rlsd", variants.away, "#E69F00"),
-    "away when right": ("rlsd", variants.away_when_right, "#CC79A7"),
+    "away when accepted": ("rlsd", variants.away_when_accepted, "#CC79A7"),
 }
 COLOURS = {name: colour for name, (_, _, colour) in METHODS.items()}
 VERIFIERS = {
@@ -44,20 +44,21 @@ def table(lines: list[dict]) -> list[str]:
 
 def entitle(panel, lines: list[dict], verifier: str) -> None:
     """What is found in the upper panel, if it holds of every seed."""
-    start = study.curves(lines, "accuracy", f"{verifier}: away")[:, 0]
-    away, when_right, rlvr = (
-        study.ends(lines, f"{verifier}: {name}") for name in ("away", "away when right", "RLVR")
-    )
+    start = study.curves(lines, "accuracy", f"{verifier}: RLVR")[:, 0]
+    ends = {name: study.ends(lines, f"{verifier}: {name}") for name in METHODS}
+    sinks = [name for name in METHODS if (ends[name] < start).all()]
     label = f"Verifier: {verifier}"
-    if (when_right < start).all():
-        text = f"{label}. Pushed away, on all responses\nor on accepted ones, every seed falls"
-        study.claim(panel, text, bool((away < start).all()), label)
-    elif (away < start).all():
-        text = f"{label}. Pushed away on all responses,\nevery seed falls; on accepted ones, none"
-        study.claim(panel, text, bool((when_right > start).all()), label)
-    else:
-        text = f"{label}. Pushed away on all responses,\nevery seed ends below RLVR's"
-        study.claim(panel, text, bool((away < rlvr).all()), label)
+    if sinks:
+        text = f"{label}. Below the base at the end, of {len(start)} seeds:\n"
+        counts = [f"{name} {(values < start).sum()}" for name, values in ends.items()]
+        study.title(panel, text + ", ".join(counts))
+        return
+    text = f"{label}. Pushed away on all responses,\n"
+    text += "every seed ends below RLVR's; the others end level"
+    level = all(
+        abs(ends[name].mean() - ends["RLVR"].mean()) < 0.01 for name in METHODS if name != "away"
+    )
+    study.claim(panel, text, level and bool((ends["away"] < ends["RLVR"]).all()), label)
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
         study.draw_runs(lower, lines, "leakage", names, colours)
         entitle(upper, lines, verifier)
         leaks = {name: study.leaks(lines, f"{verifier}: {name}") for name in METHODS}
-        away = max(leaks["away"].max(), leaks["away when right"].max())
+        away = max(leaks["away"].max(), leaks["away when accepted"].max())
         count = (leaks["towards (RLSD)"] > study.LEAKS).sum()
         study.claim(
             lower,

@@ -277,13 +277,6 @@ def error_rates(noise: float) -> dict[str, float]:
     return {"false_negatives": noise, "false_positives": noise}
 
 
-def noise_of(config: dict) -> float:
-    """The noise of a logged config. Older logs have one setting for both kinds of errors."""
-    if "verifier_noise" in config:
-        return config["verifier_noise"]
-    return config["false_negatives"]
-
-
 # ==== What is said of the lines ====
 #
 # Shapes: (seeds, evaluations) or (seeds,), with the seeds in order.
@@ -353,7 +346,7 @@ def watched_table(lines: list[dict], order: list[str], names: tuple[str, str]) -
 
 def noises(lines: list[dict]) -> list[float]:
     """The verifier noises of the runs."""
-    return sorted({noise_of(line["config"]) for line in lines})
+    return sorted({line["config"]["false_negatives"] for line in lines})
 
 
 def markdown(head: tuple, rows: list[tuple]) -> list[str]:

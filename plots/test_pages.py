@@ -310,8 +310,8 @@ def test_the_reversed_ratio_on_right_responses_leaves_the_others_to_rlvr():
     batch = a_batch()
     _, advantage = rlsd.method_loss("rlvr", batch)
     _, away = variants.away("rlsd", batch)
-    _, when_right = variants.away_when_right("rlsd", batch)
-    torch.testing.assert_close(when_right, torch.where(advantage > 0, away, advantage))
+    _, when_accepted = variants.away_when_accepted("rlsd", batch)
+    torch.testing.assert_close(when_accepted, torch.where(advantage > 0, away, advantage))
 
 
 def test_regraded_rlvr_rewards_the_answers_that_equal_the_key():
@@ -376,12 +376,18 @@ def test_the_averaged_teacher_moves_by_the_rate_towards_the_student(rate):
 # ==== The film ====
 
 
-def test_a_slip_is_boxed_where_a_written_carry_is_missing():
-    shown = {"problem": "478+356", "tokens": list("4c2c8-=0824.")}
-    assert film.slips(shown) == [2]
-    assert film.slips(shown | {"tokens": list("4c3c8-=0834.")}) == []
-    assert film.slips(shown | {"tokens": ["<see key>", *"=0834."]}) == []
-    assert film.slips({"problem": "50-38", "tokens": list("21-40=80")}) == []
+@pytest.mark.parametrize(
+    "problem, tokens, places",
+    [
+        ("478+356", [*"4c3c8-=0834."], []),  # right
+        ("478+356", [*"4c2c8-=0824."], [2]),  # a carry is forgotten
+        ("478+356", [*"4c3c9-=0934."], [4]),
+        ("478+356", ["<see key>", *"=0834."], []),  # no working
+        ("50-38", [*"21-40=80"], []),  # another task
+    ],
+)
+def test_the_wrong_digits_of_a_working_are_framed(problem, tokens, places):
+    assert film.wrong_digits({"problem": problem, "tokens": tokens}) == places
 
 
 def test_the_film_has_a_frame_per_evaluation_and_a_png_beside_it(tmp_path, toy, capsys):
@@ -697,11 +703,6 @@ def test_credit_prints_a_problem_of_yours_from_the_weights_of_a_run(toy, capsys)
     assert "does not hold the weights of a run" in capsys.readouterr().err
 
 
-def test_noise_is_read_from_old_and_new_logs():
-    assert study.noise_of({"verifier_noise": 0.4}) == 0.4
-    assert study.noise_of(vars(rlsd.Config(**study.error_rates(0.3)))) == 0.3
-
-
 # ==== README.md ====
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -800,30 +801,31 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     frozen, copied = (
         study.leaks(lines, f"RLSD, noise 0.4: {name}") for name in ("frozen", "copied")
     )
-    counts = f"on {(frozen > 0.1).sum()} of {len(frozen)} seeds instead of {(copied > 0.1).sum()}"
+    leaks, before = (frozen > 0.1).sum(), (copied > 0.1).sum()
+    counts = f"on {leaks} of the first {len(frozen)} seeds instead of {before}"
     means = f"({frozen.mean():.3f} in the mean, instead of {copied.mean():.3f})"
     assert f"held RLSD leaks under noise {counts}, and less {means}" in README
 
 
 def test_the_readmes_experiment_has_the_counts_of_cause():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
-    cures = "plain cites", "balanced", "both"
+    cures = "plain cites", "balanced", "neither push"
     highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
-    assert f"no seed leaks without either of them ({highest:.3f} at most)" in README
+    assert f"then no seed leaks ({highest:.3f} at most)" in README
     counts = []
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
     rlsds, plain, balanced, both = counts
     assert (
-        f"RLSD {rlsds}, without the cite push {plain}, without the shared push {balanced}, "
-        f"without both {both}."
+        f"RLSD leaks on {rlsds}, without the cite push on {plain}, "
+        f"without the shared push on {balanced}, and without both on {both}."
     ) in README
 
 
 def test_the_page_counts_the_falls_without_a_cite_push():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
     counts = []
-    for name in ("plain cites", "both"):
+    for name in ("plain cites", "neither push"):
         ends, leaks = (of(lines, f"noise 0.4: {name}") for of in (study.ends, study.leaks))
         counts.append(((ends < 0.5).sum(), ((ends < 0.5) & (leaks < study.LEAKS)).sum()))
     (plain, plain_without_leak), (both, both_without_leak) = counts
@@ -879,6 +881,16 @@ def test_the_readmes_objection_has_the_counts_of_contrast():
 def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_page_says():
     ends = study.ends(CONTRAST, "noise 0.4, cite 0: RLSD")
     assert f"[below 0.5 on {(ends < 0.5).sum()} of {len(ends)} seeds]" in PAGES["README"]
+
+
+def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
+    lines = study.read_lines(ROOT / "plots/reference/runs/ahead.jsonl")
+    counts = []
+    for method in ("RLSD, paper", "RLVR"):
+        tried = [line for line in lines if line["label"] == f"tuning, {method}, noise 0.4"]
+        tried = [line for line in tried if line["config"]["lr"] > rlsd.Config.lr]
+        counts.append(sum(max(line["leakage"]) > study.LEAKS for line in tried))
+    assert f"leaked in [{counts[0]} of {len(tried)} tuning runs]" in README and counts[1] == 1
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():

@@ -165,7 +165,7 @@ def table(lines: list[dict]) -> list[str]:
     add("Theorem 2: Delta_S <= 0, on held-out problems", what, (worked <= 0).all())
     larger = (moved > np.abs(student[twenty])).sum()
     what = f"positive in {(moved > 0).sum()} of {moved.size}, up to {moved.max():.2f}"
-    what += f"; larger in size than Delta_S in {larger}"
+    what += f"; in {larger} of these it is larger than Delta_S in size"
     add("Theorem 2: Delta_T may be positive", what, (moved > 0).any())
 
     falls = np.diff(values["information"])[~frozen] < -1e-6
@@ -189,10 +189,11 @@ def entitle(panel, quantity: str, values: dict[str, np.ndarray], cite: float) ->
     where = "cites planted" if cite else "no cites planted"
     if quantity == "teacher":
         moved = values["copied every 20 steps"][:, 1:]
-        text = f"A copy raises the loss in {(moved > 0).sum()} of {moved.size} intervals"
+        counts = f"{(moved > 0).sum()} of {moved.size}"
+        text = f"A copy, every 20 steps, raises the loss in {counts} intervals"
     elif quantity == "signal":
         left = {name: one[:, -1].mean() for name, one in values.items()}
-        text = "At the end the frozen teacher's signal is the smallest"
+        text = "At the end the frozen teacher's signal is the smallest in the mean"
         if min(left, key=left.get) != "frozen":
             text = "Signal"
     else:

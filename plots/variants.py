@@ -136,7 +136,7 @@ def away(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     return weighted(batch, weigh)
 
 
-def away_when_right(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
+def away_when_accepted(mode: str, batch: rlsd.Batch) -> tuple[Tensor, Tensor]:
     """The reversed ratio on accepted responses only; on the others the weight is 1."""
 
     def weigh(gain: Tensor, advantage: Tensor) -> Tensor:
