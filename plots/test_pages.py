@@ -777,6 +777,7 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
         f"on no seed do they differ by more than {level.max():.3f}.",
+        f"Held RLSD, which stays different, ends at {end(EXACT_HELD, 'rlsd').mean():.3f} as well",
         f"In the strict setting it leaks on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
         f"ends at {held.mean():.3f}, where RLVR ends at {rlvr.mean():.3f}",
         f"In the noisy one it leaks on {(noisy > 0.1).sum()} of {len(noisy)}.",
@@ -799,19 +800,17 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
 def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
     frozen, copied = (
-        study.leaks(lines, f"RLSD, noise 0.4: {name}") for name in ("frozen", "copied")
+        study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
     )
-    leaks, before = (frozen > 0.1).sum(), (copied > 0.1).sum()
-    counts = f"on {leaks} of the first {len(frozen)} seeds instead of {before}"
-    means = f"({frozen.mean():.3f} in the mean, instead of {copied.mean():.3f})"
-    assert f"held RLSD leaks under noise {counts}, and less {means}" in README
+    said = f"its mean highest leakage under noise is {frozen:.3f} instead of {copied:.3f}"
+    assert said in README
 
 
 def test_the_readmes_experiment_has_the_counts_of_cause():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
     cures = "plain cites", "balanced", "neither push"
     highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
-    assert f"then no seed leaks ({highest:.3f} at most)" in README
+    assert f"either one is enough: no seed leaks ({highest:.3f} at most)" in README
     counts = []
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
@@ -900,10 +899,10 @@ def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     assert f"it is ahead by {(cepo - rlvr).mean():.2f}, on {ahead}" in README
 
 
-def test_rlvr_which_has_no_teacher_stays_below_the_leakage_that_the_readme_says():
-    _, strict_rlvr = strictly("RLVR")
-    rlvr = max(leakage(EXACT, "rlvr").max(), leakage(NOISY, "rlvr").max(), strict_rlvr.max())
-    assert rlvr < 0.04 and "stays below 0.04" in README
+def test_the_page_says_how_far_rlvr_which_has_no_teacher_has_leaked():
+    drift = study.read_lines(ROOT / "plots/reference/runs/drift.jsonl")
+    noisy, coin = leakage(NOISY, "rlvr").max(), study.leaks(drift, "RLVR, noise 0.5").max()
+    assert f"of {noisy:.3f} at noise 0.4, and of {coin:.3f} with a coin" in PAGES["README"]
 
 
 def test_the_verdicts_that_cite_the_exact_sweep_have_its_numbers():
