@@ -365,28 +365,60 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, words):
-    """Starts Python as a user would, in a process group of its own."""
-    return subprocess.Popen(
+def run_program(folder, words, given="", moment=None):
+    """Runs Python as a user would. Returns its exit code, and what it has said.
+
+    `given` is typed in. If there is a `moment`, Ctrl-C is pressed when a line has it.
+    """
+    process = subprocess.Popen(
         [sys.executable, *words.split()],
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # a process group of its own
     )
+    if moment is None:
+        said, _ = process.communicate(given)
+        return process.returncode, said
+    for line in process.stdout:
+        if moment in line:
+            break
+    for _ in range(5):
+        os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=2)  # it returns when no process could still write
+    return process.returncode, said
+
+
+SCRIPT = f"""import sys, rlsd
+rlsd.Task.exam = lambda task: ([(37, 57)], ["094"])
+sys.exit(rlsd.main("--mode all {FLAGS} --steps 0 --out scripts".split()))"""
+STOPPED = {  # at which moment
+    "-X importtime rlsd.py": "torch",
+    "rlsd.py --digits 2 --steps 9999": "rlsd     0     0",
+    "rlsd.py --digits 3 --mode all": "live page",  # then come the workers
+    "rlsd.py --digits 2 --steps 9999 --mode all": "rlvr     0     0",
+}
 
 
 @pytest.fixture(scope="session")
-def process_of_all_modes(folder):
-    """Trains all modes while other tests run, as in an environment with odd ideas of a figure."""
-    (folder / "matplotlibrc").write_text("text.usetex: True")
+def programs(folder):
+    """Whole programs. They run one after another, while this process runs other tests."""
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "matplotlibrc").write_text("text.usetex: True")  # an odd idea of a figure
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-        process = start(folder, f"rlsd.py --mode all {FLAGS}")
-    yield process
-    process.kill()
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # another one
+        pool = ThreadPoolExecutor(1)
+        running = {"all modes": pool.submit(run_program, folder, f"rlsd.py --mode all {FLAGS}")}
+        running["script"] = pool.submit(run_program, folder, "script.py")
+        running["typed in"] = pool.submit(run_program, folder, "-", SCRIPT)
+        for words, moment in STOPPED.items():
+            if os.name != "nt":
+                words_and_folder = f"{words} --out {folder / 'stopped'}"
+                running[words] = pool.submit(run_program, folder, words_and_folder, "", moment)
+        yield running
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
@@ -397,7 +429,7 @@ def small_exam(monkeypatch):
 
 
 @pytest.fixture
-def base(folder, process_of_all_modes, small_exam):
+def base(folder, programs, small_exam):
     """The toy base of seed 0."""
     return cached_model(TOY, "base")
 
@@ -866,38 +898,8 @@ def run(folder, tmp_path, monkeypatch):
     return lambda words: rlsd.main(words.split())
 
 
-@pytest.fixture(scope="session")
-def all_modes(process_of_all_modes):
-    """What `--mode all` says in a folder that has the page only, with as many workers as cores."""
-    said, _ = process_of_all_modes.communicate()
-    assert process_of_all_modes.returncode == 0
-    return said
-
-
 def results(folder, kind="*"):
     return {path.name: path.read_bytes() for path in Path(folder).glob(f"plots/**/*.{kind}")}
-
-
-def test_all_modes_train_print_and_log(all_modes, folder):
-    assert len(results(folder, "jsonl")) == len(MODES)
-    for mode in MODES:
-        assert re.findall(rf"^{mode} +0 +(\d)", all_modes, re.MULTILINE) == ["0", "2"]
-
-
-def test_all_modes_are_drawn_in_a_figure_which_a_web_page_shows(all_modes, folder):
-    ((figure, image),) = results(folder, "png").items()
-    (page,) = results(folder, "html").values()
-    assert image.startswith(b"\x89PNG") and figure.encode() in page
-
-
-def test_the_same_command_writes_the_same_bytes_whoever_works(all_modes, folder, run):
-    run(f"--mode all {FLAGS}")
-    assert results(".") == results(folder)
-
-
-def test_a_mode_alone_writes_the_log_that_it_writes_among_all(all_modes, folder, run):
-    run(f"--mode opd {FLAGS}")
-    assert results(".", "jsonl").items() < results(folder, "jsonl").items()
 
 
 def planned(words):
@@ -997,28 +999,6 @@ def test_two_runs_of_one_command_at_a_time_leave_one_whole_log(base, tmp_path, m
     assert [record["step"] for record in rlsd.read_log(log)[1]] == [0, 1, 2]
 
 
-@mark.skipif(os.name == "nt", reason="Windows has no process groups that get a signal")
-@mark.parametrize(
-    "command",
-    [
-        "-X importtime rlsd.py | torch",
-        "rlsd.py --digits 2 --steps 9999 | rlsd     0     0",
-        "rlsd.py --digits 3 --mode all | live page",  # then come the workers
-        "rlsd.py --digits 2 --steps 9999 --mode all | rlvr     0     0",
-    ],
-)
-def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_process(command, folder, tmp_path):
-    words, moment = command.split(" | ")
-    process = start(folder, f"{words} --out {tmp_path}")
-    while moment not in process.stdout.readline():
-        pass
-    for _ in range(5):
-        os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=2)  # it returns when no process could still write
-    assert process.returncode == 130
-    assert said.count("stopped") == 1 and "Traceback" not in said
-
-
 def complaint(main, words, capsys):
     """The line with which the program refuses a command."""
     try:
@@ -1045,32 +1025,10 @@ def test_the_complaint_about_an_unknown_mode_lists_the_modes(run, capsys):
     assert all(mode in line for mode in [*MODES, "all"])
 
 
-def test_the_figure_does_not_depend_on_matplotlibs_environment(all_modes):
-    assert "cannot draw" not in all_modes and "\nfigure " in all_modes
-
-
 def test_a_figure_that_cannot_be_drawn_is_a_warning_of_one_line(run, small_exam, capsys):
     planned(f"{FLAGS} --steps 0").mkdir(parents=True)
     assert run(f"{FLAGS} --steps 0") == 0
     assert re.fullmatch("rlsd.py: cannot draw [^\n]*\n", capsys.readouterr().err)
-
-
-SCRIPT = f"""import sys, rlsd
-rlsd.Task.exam = lambda task: ([(37, 57)], ["094"])
-sys.exit(rlsd.main("--mode all {FLAGS} --steps 0".split()))"""
-
-
-def test_a_script_without_a_main_guard_ends_with_a_line_that_says_what_to_do(folder):
-    (folder / "script.py").write_text(SCRIPT)
-    process = start(folder, "script.py")
-    _, line = process.stdout  # after the line that names the live page
-    assert process.wait() == 2 and 'only under if __name__ == "__main__"' in line
-
-
-def test_a_program_from_standard_input_trains_all_modes(folder):
-    process = start(folder, "-")
-    process.communicate(SCRIPT)
-    assert process.returncode == 0
 
 
 def test_all_modes_train_in_a_thread(run, small_exam, monkeypatch):
@@ -1322,3 +1280,58 @@ def test_a_long_response_is_cut_with_an_ellipsis_inside_the_figure(draw):
     *_, panel = draw(imagine("rlsd", 0.5, response="4c" * 40))
     assert " ..." in [text.get_text() for text in panel.texts]
     assert max(text.get_window_extent().x1 for text in panel.texts) < panel.bbox.x1
+
+
+# ---- Whole programs, which have been running since the fixture `programs` was made
+
+
+@pytest.fixture(scope="session")
+def all_modes(programs):
+    """What `--mode all` says in a folder that has the page only, with as many workers as cores."""
+    code, said = programs["all modes"].result()
+    assert code == 0
+    return said
+
+
+def test_all_modes_train_print_and_log(all_modes, folder):
+    assert len(results(folder, "jsonl")) == len(MODES)
+    for mode in MODES:
+        assert re.findall(rf"^{mode} +0 +(\d)", all_modes, re.MULTILINE) == ["0", "2"]
+
+
+def test_all_modes_are_drawn_in_a_figure_which_a_web_page_shows(all_modes, folder):
+    ((figure, image),) = results(folder, "png").items()
+    (page,) = results(folder, "html").values()
+    assert image.startswith(b"\x89PNG") and figure.encode() in page
+
+
+def test_the_same_command_writes_the_same_bytes_whoever_works(all_modes, folder, run):
+    run(f"--mode all {FLAGS}")
+    assert results(".") == results(folder)
+
+
+def test_a_mode_alone_writes_the_log_that_it_writes_among_all(all_modes, folder, run):
+    run(f"--mode opd {FLAGS}")
+    assert results(".", "jsonl").items() < results(folder, "jsonl").items()
+
+
+def test_the_figure_does_not_depend_on_matplotlibs_environment(all_modes):
+    assert "cannot draw" not in all_modes and "\nfigure " in all_modes
+
+
+def test_a_script_without_a_main_guard_ends_with_a_line_that_says_what_to_do(programs):
+    code, said = programs["script"].result()
+    _, line = said.splitlines()  # after the line that names the live page
+    assert code == 2 and 'only under if __name__ == "__main__"' in line
+
+
+def test_a_program_from_standard_input_trains_all_modes(programs):
+    code, _ = programs["typed in"].result()
+    assert code == 0
+
+
+@mark.skipif(os.name == "nt", reason="Windows has no process groups that get a signal")
+@mark.parametrize("words", STOPPED)
+def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_process(words, programs):
+    code, said = programs[words].result()
+    assert code == 130 and said.count("stopped") == 1 and "Traceback" not in said
