@@ -141,7 +141,7 @@ def draw_all(panel, line: dict, name: str) -> None:
     panel.set(xlabel="initial belief times product of P_T / P_S (black: bins)", xlim=(-0.02, 1.5))
     panel.set(ylabel="counted over continuations", ylim=(-0.02, 1.02))
     if (product > 1.5).any():
-        note = f"{(product > 1.5).sum()} products are further right: {product.max():.1f} "
+        note = f"{(product > 1.5).sum()} products are further right, up to {product.max():.1f} "
         panel.text(1.48, 0.06, note, ha="right")
     error = np.abs(counted - product).mean()
     study.title(panel, f"{name.capitalize()}: mean absolute error {error:.3f}\n(grey: no error)")

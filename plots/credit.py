@@ -128,9 +128,11 @@ def draw_all(line: dict):
         draw(panel, one, line["label"])
     one = responses[-1]
     n = one["rlsd"].index(min(one["rlsd"]))
-    figure.suptitle(
-        f"RLVR gives all tokens of the {one['verdict']} response {one['rlvr'][0]:+.1f}; "
-        f"RLSD (eps_w 1, lam 1) gives token {n + 1}, {one['tokens'][n]!r}, {one['rlsd'][n]:+.1f}"
+    study.title(
+        axes.flat[-1],
+        f"{line['label']}, a {one['verdict']} response: A_t of each token. RLVR: all "
+        f"{one['rlvr'][0]:+.1f}; RLSD (eps_w 1, lam 1): token {n + 1}, {one['tokens'][n]!r}, "
+        f"{one['rlsd'][n]:+.1f}",
     )
     return figure
 

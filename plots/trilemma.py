@@ -173,7 +173,7 @@ def table(lines: list[dict]) -> list[str]:
     for n, label in enumerate(labels):
         seeds = ", ".join(f"{last:.2f}" for last in values["rho"][n, :, -1])
         what = f"{told('rho', n)}; seeds end at {seeds}"
-        add(f"Prop. 3: rho goes to 1: {label}", what, end["rho"][n] > 0.95)
+        add(f"Prop. 3: rho is over 0.95 in the mean: {label}", what, end["rho"][n] > 0.95)
 
     for n, label in enumerate(labels):
         has = (not teacher[n].any(), left[n] > 0.25, leak[n] < 0.02)
