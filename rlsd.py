@@ -1347,7 +1347,7 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
     panel.axis("off")
     problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
     legend = f"Responses to {problem}, seed {seed}. Blue: A_t > 0, a push up; red: a push down"
-    panel.text(0, -0.5, f"{legend}; white: little or none; full colour: 2.", va="center")
+    panel.text(0, -0.5, f"{legend}; white: little or none; full colour: 2 or more.", va="center")
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, first
         name = f"{MODES[record['mode']].name}, step {record['step']}"

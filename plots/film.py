@@ -124,7 +124,7 @@ def make(config: rlsd.Config, runs: rlsd.Runs, path: Path) -> None:
     every = Image.new("RGB", (pictures[0].width, pictures[0].height * len(pictures)))
     for n, one in enumerate(pictures):
         every.paste(one, (0, n * one.height))
-    palette = every.quantize(256)
+    palette = every.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     quantized = [one.quantize(palette=palette, dither=0) for one in pictures]
     durations = [SLOW if n < 5 else FAST for n in range(len(pictures))]
     durations[-1] = PAUSE

@@ -815,14 +815,11 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
     rlsds, plain, balanced, neither = counts
-    assert (
-        neither == 0
-        and (
-            f"{rlsds} leak; without the cite push {plain}, without the shared push {balanced}, "
-            "and without both none."
-        )
-        in README
+    said = (
+        f"{rlsds} leak with both pushes on, {plain} without the cite push, "
+        f"{balanced} without the shared push, and none without either."
     )
+    assert neither == 0 and said in README
 
 
 def test_the_page_counts_the_falls_without_a_cite_push():
@@ -894,6 +891,7 @@ def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
         tried = [line for line in tried if line["config"]["lr"] > rlsd.Config.lr]
         counts.append(sum(max(line["leakage"]) > study.LEAKS for line in tried))
     assert f"leaked in [{counts[0]} of {len(tried)} tuning runs]" in README and counts[1] == 1
+    assert f"RLVR in 1 of {len(tried)}." in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
