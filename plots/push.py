@@ -131,7 +131,7 @@ def main() -> None:
     panel.set_yticks(ticks, map(str, ticks))
     panel.set_ylim(-75, 75)
     panel.set_xlabel("push on the token by the formula (nats per unit of step size)")
-    panel.set_ylabel("measured rise of log P_S per unit of\nstep size (log scale above 10)")
+    panel.set_ylabel("measured rise of log P_S per unit of\nstep size (log scale beyond 10)")
     text = (
         "The reward is a coin: nearly all tokens\nwith a clear push (outside the grey) move with it"
     )
