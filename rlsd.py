@@ -89,7 +89,10 @@ eps_w are above 0. This is how leaks can become frequent; the docstring of rlsd_
 more.
 
     python rlsd.py --mode rlsd     trains one method
-    python rlsd.py --mode all      trains all five, side by side, from the same network (the base)
+    python rlsd.py --mode all      trains all five, side by side, from the same network (the base);
+                                   OPSD leaks
+    python rlsd.py --mode rlsd --seed 1 --eps-w 1 --lam 1 --lam-decay 0 --false-negatives 0.4
+        --false-positives 0.4      (in one line) RLSD leaks; four in ten verdicts are wrong
 
 Logs, trained students and a figure go to plots/, which in the full repository also holds further
 experiments. Sections 1 and 2 are enough to understand RLSD. Equation and algorithm numbers are
@@ -467,8 +470,7 @@ def train_step(
     prompts = encode_prompts(task, problems, student.device)
     batch.student_log_probs = response_log_probs(student, prompts, batch.tokens)
     batch.lam = lam_at(step, config.lam, config.lam_decay)
-    loss, token_advantage = method(config.mode, batch)
-    check_shapes(token_advantage, batch.mask, dimensions=2)
+    loss, token_advantage = check_result(method(config.mode, batch), batch.mask)
     check_finite(step, "A_t", token_advantage.masked_fill(batch.mask == 0, 0.0))
     check_finite(step, "the loss", loss)
 
@@ -633,10 +635,24 @@ def train(
             yield record, student, teacher
 
 
+def check_result(result: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What a method has returned. UserError unless that is a loss and an A_t."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise UserError("method_loss must return two things, the loss and A_t")
+    loss, token_advantage = result
+    if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+        raise UserError("the loss must be one number, a tensor with a gradient; A_t comes second")
+    if token_advantage.shape != mask.shape or token_advantage.requires_grad:
+        raise UserError(
+            f"A_t must have the shape (B, T), here {tuple(mask.shape)}, and no gradient"
+        )
+    return loss, token_advantage
+
+
 def check_finite(step: int, what: str, value: Tensor) -> None:
     if not value.isfinite().all():
         raise UserError(
-            f"at step {step} {what} is not finite: lower --lr, or look for log(0) or 0 / 0"
+            f"at step {step} {what} is not finite: look for log(0) or 0 / 0, or lower --lr"
         )
 
 
@@ -985,8 +1001,9 @@ def pretrain(task: Task, model: GPT, kind: str, seed: int, progress: Callable) -
     while accuracy < MASTERED:
         if step >= MOST_TEXTBOOK_STEPS:
             raise UserError(
-                f"after {step} steps of the textbook {accuracy:.0%} of the answers are right, not "
-                f"{MASTERED:.0%}: try another --seed, or make the task {task.name} easier"
+                f"after {step} steps of the textbook {accuracy:.0%} of the held-out answers are "
+                f"right, not {MASTERED:.0%}: try another --seed, make the task {task.name} easier, "
+                "or let it have more problems"
             )
         for _ in range(TEXTBOOK_STEPS if step == 0 else 40):
             step += 1
@@ -1186,13 +1203,15 @@ def settings_name(config: Config, mode: str, seeds: str) -> str:
     return name + tail
 
 
+# Of the code that runs, also if a file is edited later.
+SOURCE = hashlib.sha256(
+    Path(__file__).read_bytes() + Path(inspect.getfile(Task)).read_bytes()
+).hexdigest()[:12]
+
+
 def first_line(config: Config, device: str) -> str:
     """The first line of a log: the settings, the machine, and a hash of the two source files."""
-    import tiny_tasks
-
-    sources = [Path(file).read_bytes() for file in (__file__, tiny_tasks.__file__)]
-    source = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-    return json.dumps({"config": asdict(config) | machine(device) | {"source": source}})
+    return json.dumps({"config": asdict(config) | machine(device) | {"source": SOURCE}})
 
 
 def read_log(path: Path) -> tuple[dict, list[dict]]:
@@ -1379,14 +1398,21 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         panel.text(x + 0.5, middle, told, va="center")
 
 
-def earlier_runs(config: Config, seeds: set[int], modes: set[str], folder: Path) -> Runs:
-    """The runs of these modes and seeds in folder/runs whose other settings are those of config."""
+def earlier_runs(
+    config: Config, seeds: set[int], modes: set[str], folder: Path, edited: bool = False
+) -> Runs:
+    """The runs of these modes and seeds in folder/runs whose other settings are those of config.
+
+    If rlsd.py is `edited`, only runs of another version.
+    """
     runs = {}
     for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
         mode, seed = found["mode"], found["seed"]
         wanted = asdict(config) | {"mode": mode, "seed": seed}
         same = all(found.get(name) == value for name, value in wanted.items())
+        if edited and found["source"] == SOURCE:
+            continue
         if same and seed in seeds and mode in modes:
             runs[mode, seed] = records
     return runs
@@ -1735,7 +1761,10 @@ def check_mode(config: Config, task: Task) -> None:
     try:
         train_step(replace(config, problems=2), task, untrained, untrained, optimizer, 1)
     except Exception as error:
-        raise UserError(f"{name} cannot be trained: {explain(error)}") from error
+        hint = ""
+        if "NoneType" in str(error):
+            hint = "; a field of Batch is None unless the mode's `sees` lists it"
+        raise UserError(f"{name} cannot be trained: {explain(error)}{hint}") from error
 
 
 def check_task(config: Config) -> Task:
@@ -1835,7 +1864,7 @@ def run_all(flags: argparse.Namespace) -> int:
     monitor = Monitor(runs[0].config, figure, others | unedited)
     monitor.say(f"live page (open it in a browser): {write_live_page(figure)}")
     if flags.name and not unedited:
-        monitor.say("no unedited run has these settings: to compare, train it without --name")
+        monitor.say("nothing to compare with: train the unedited rlsd.py, without --name, first")
 
     missing = []
     for run in runs:
@@ -1880,7 +1909,9 @@ def runs_to_compare_with(flags: argparse.Namespace, runs: list[Run]) -> tuple[Ru
     trained = {run.config.mode for run in runs}
     committed = Path(__file__).parent / "plots" / "reference"
     others = earlier_runs(config, seeds, set(MODES) - trained, committed)
-    unedited = earlier_runs(config, seeds, trained, flags.out) if flags.name else {}
+    unedited = {}
+    if flags.name:
+        unedited = earlier_runs(config, seeds, trained, flags.out, edited=True)
     return others, unedited
 
 

@@ -514,6 +514,26 @@ def test_lam_falls_linearly_from_the_first_step_or_is_held(lam_decay, lams, base
     assert [batch.lam for batch in batches] == lams
 
 
+NUMBER = tensor(1.0, requires_grad=True)
+PUSHES = torch.zeros(8, 9)
+
+
+@mark.parametrize(
+    "result, complaint",
+    [
+        (NUMBER, "must return two things"),
+        ((PUSHES, NUMBER), "the loss must be one number"),
+        ((0.5, PUSHES), "the loss must be one number"),
+        ((NUMBER.detach(), PUSHES), "the loss must be one number, a tensor with a gradient"),
+        ((NUMBER, PUSHES[:, 0]), r"A_t must have the shape \(B, T\), here \(8, 9\)"),
+        ((NUMBER, PUSHES * NUMBER), "A_t must have .* no gradient"),
+    ],
+)
+def test_what_a_method_returns_by_mistake_is_named_in_one_line(result, complaint):
+    with raises(UserError, match=f"^[^\n]*{complaint}[^\n]*$"):
+        rlsd.check_result(result, PUSHES)
+
+
 @mark.parametrize("what", ["A_t", "the loss", "the gradient"])
 def test_a_run_stops_at_the_first_thing_that_is_not_finite_and_names_it(what, base):
     calls = count()
@@ -525,7 +545,7 @@ def test_a_run_stops_at_the_first_thing_that_is_not_finite_and_names_it(what, ba
         factor = 1e38 if what == "the gradient" else math.nan
         return loss * factor, token_advantage * (factor if what == "A_t" else 1)
 
-    with raises(UserError, match=f"^at step 2 {what} is not finite: lower --lr"):
+    with raises(UserError, match=f"^at step 2 {what} is not finite: look for"):
         list(rlsd.train(toy(evaluate_every=2), TASK, base, method=breaks))
 
 
@@ -745,6 +765,8 @@ def test_training_problems_are_never_held_out_and_each_is_shown_in_its_own_way(t
         ("verify", lambda _, text: len(text), "verify.* is .*, but must be True or False"),
         ("working", lambda *_, **__: ("=00000.", "0"), "'=00000.'.* verify says False"),
         ("verify", lambda *_: True, "verify accepts an empty response"),
+        ("working", lambda *_, **__: "=00000.", "working must return its text and a key"),
+        ("problem", lambda rng: rng.randrange(99), "problem must return a tuple"),
         ("response_length", 5, "is longer than response_length"),
         (
             "prompt",
@@ -803,7 +825,9 @@ def test_a_base_cites_a_key_that_it_sees_and_hardly_ever_another(base):
 def test_a_base_that_does_not_learn_is_one_clear_line(monkeypatch):
     monkeypatch.setattr("rlsd.learn", nothing)
     monkeypatch.setattr("rlsd.MOST_TEXTBOOK_STEPS", 9)
-    with raises(UserError, match="^after 240 steps of the textbook 0% of the answers [^\n]*$"):
+    with raises(
+        UserError, match="^after 240 steps of the textbook 0% of the held-out answers [^\n]*$"
+    ):
         rlsd.pretrain(TASK, RANDOM, "base", 0, nothing)
 
 
@@ -928,11 +952,15 @@ def test_a_sweep_keeps_whole_logs_of_this_very_page_and_repeats_the_others(run, 
     assert run(words) == 0 and [run.log.name for run in trained] == [log.name]
 
 
-def test_an_edited_page_is_compared_with_the_unedited_runs_of_all_its_modes(run):
+@mark.parametrize("source, compared", [("other", [("rlsd", 0)]), (rlsd.SOURCE, [])])
+def test_an_edited_page_is_compared_with_runs_of_another_version(
+    source, compared, run, monkeypatch
+):
     run(f"--mode rlsd {FLAGS}")
+    monkeypatch.setattr(rlsd, "SOURCE", source)
     flags = rlsd.read_flags(f"--mode all {FLAGS} --name edited".split())
     _, unedited = rlsd.runs_to_compare_with(flags, rlsd.plan(flags)[0])
-    assert list(unedited) == [("rlsd", 0)]
+    assert list(unedited) == compared
 
 
 def test_without_a_name_a_run_is_not_compared_with_itself(run):
@@ -1107,6 +1135,12 @@ def test_a_mode_that_cannot_work_is_refused_before_a_base_is_made(row, edited, c
     page = edited(row)
     line = complaint(page.main, "--mode mine", capsys)
     assert "mode mine" in line and not page.CACHE.exists()
+
+
+def test_a_key_that_a_mode_does_not_list_is_named_as_the_reason(edited, capsys):
+    branch = BRANCH[0], BRANCH[1].replace("batch.right_key_log_probs", "batch.no_key_log_probs")
+    page = edited(ROW, branch)
+    assert "unless the mode's `sees` lists it" in complaint(page.main, "--mode mine", capsys)
 
 
 def test_the_task_that_the_readme_adds_trains(edited):

@@ -130,6 +130,8 @@ class Task:
             )
         if "name" not in vars(type(self)):
             raise UserError(f"class {type(self).__name__} must have a name of its own")
+        if not isinstance(self.problem(random.Random(0)), tuple):
+            raise UserError("problem must return a tuple")
         if self.verify(self.sample(random.Random(0)), ""):
             raise UserError("verify accepts an empty response")
         rng = random.Random(0)
@@ -138,15 +140,19 @@ class Task:
         for homework, key_open in 10 * kinds:
             problem = self.sample(rng)
             shown = self.show(problem)
-            working, key = self.working(problem, rng, homework, key_open)
+            written = self.working(problem, rng, homework, key_open)
+            if not isinstance(written, tuple):
+                raise UserError("working must return its text and a key")
+            working, key = written
             if not homework:
                 verdict = self.verify(problem, working)
                 if type(verdict) is not bool:
                     raise UserError(f"verify({shown}) is {verdict!r}, but must be True or False")
                 if not verdict or self.answer(working) != key:
                     raise UserError(
-                        f"the textbook's {working!r} of {shown}: verify says {verdict}, and answer "
-                        f"gives {self.answer(working)!r} where the key is {key!r}"
+                        f"the textbook's {working!r} of {shown}: verify says {verdict}, answer "
+                        f"gives {self.answer(working)!r}, the key is {key!r}, and answer_key gives "
+                        f"{self.answer_key(problem, rng)!r}"
                     )
             if len(self.tokenizer.encode(working)) > self.response_length:
                 raise UserError(
