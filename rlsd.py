@@ -301,9 +301,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     outweigh many rejected ones.
 
     Did it leak? Not with the default eps_w and lam, with which both pushes are small and end after
-    50 steps. With both settings held at 1, and a verifier that errs often, it did on most seeds. An
-    experiment takes each push away (README.md): if the verifier only misses right answers, the leak
-    needs both; if it errs both ways, the cite push matters more.
+    50 steps. With both settings held at 1 it did on most seeds, if the verifier rejects half of the
+    right answers, or if four in ten of its verdicts are wrong. An experiment takes each push away
+    (README.md): in the first case the leak needs both; in the second the cite push matters more.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)

@@ -24,7 +24,7 @@ from tiny_tasks import SEE_KEY
 NAMES = {
     "loss": "OPSD's loss",
     "first": "first term",
-    "information": "floor (information)",
+    "information": "floor: what the key tells",
     "opd": "OPD's loss",
 }
 COLOURS = {"loss": "#D55E00", "first": "#0072B2", "information": "#000000", "opd": "#009E73"}

@@ -142,7 +142,7 @@ def table(lines: list[dict]) -> list[str]:
     leak = values["leakage"].max((1, 2))
 
     def told(name: str, n: int) -> str:
-        return f"{start[name][n]:.2f} to {end[name][n]:.2f}"
+        return f"from {start[name][n]:.2f} to {end[name][n]:.2f}"
 
     rows = []
 
@@ -151,10 +151,14 @@ def table(lines: list[dict]) -> list[str]:
 
     above = end["right"] - end["marginal"]
     for n in frozen.nonzero()[0]:
-        what = f"{told('signal', n)} nats, {left[n]:.0%}"
+        of_seeds = values["signal"][n, :, -1] / values["signal"][n, :, 0]
+        seeds = ", ".join(f"{one:.0%}" for one in of_seeds)
+        what = f"{told('signal', n)} nats, {left[n]:.0%} (seeds {seeds})"
         add(f"Prop. 2: the signal falls below a quarter: {labels[n]}", what, left[n] < 0.25)
     for n in frozen.nonzero()[0]:
-        what = f"right answers minus the marginal's: {above[n]:+.3f}"
+        of_seeds = (values["right"] - values["marginal"])[n, :, -1]
+        seeds = ", ".join(f"{one:+.3f}" for one in of_seeds)
+        what = f"right answers minus the marginal's: {above[n]:+.3f} (seeds {seeds})"
         claim = f"Prop. 2: right answers end at the marginal's: {labels[n]}"
         add(claim, what, abs(above[n]) < 0.05)
 
