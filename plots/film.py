@@ -25,7 +25,7 @@ CAPTIONS = {
     "cepo": "as RLSD, right key against wrong key",
 }
 PANELS = {"right answers": "accuracy", "leakage: <see key> without a key": "leakage"}
-SLOW, FAST = 1200, 350  # milliseconds per frame: of the first five, and of the others
+SLOW, FAST = 1000, 500  # milliseconds per frame: of the first five, and of the others
 PAUSE = 2500  # at the last frame
 WIDTH = 46.0  # of a row, in tiles
 
