@@ -303,7 +303,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     Did it leak? Not with the default eps_w and lam, with which both pushes are small and end after
     50 steps. With both settings held at 1 it did on most seeds, if the verifier rejects half of the
     right answers, or if four in ten of its verdicts are wrong. An experiment takes each push away
-    (README.md): in the first case the leak needs both; in the second the cite push matters more.
+    (README.md). If half of the right answers are rejected, the leak needs both pushes; if four in
+    ten verdicts are wrong, the cite push matters more.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
@@ -742,9 +743,9 @@ def token_log_probs(log_probs: Tensor, tokens: Tensor) -> Tensor:
 #
 # `evaluate` lets the student respond without a key to 512 draws from the problems that are held out
 # from training; here the verifier makes no errors. `show_response` shows a response to one of these
-# problems with its A_t, for which the verifier errs as in training. The teacher is the one that the
-# latest training step used; if it is a copy of the student, it may be up to teacher_refresh steps
-# old.
+# problems, and its A_t. That A_t is computed as in training, so there the verifier errs as the
+# settings say. The teacher is the one that the latest training step used; if it is a copy of the
+# student, it may be up to teacher_refresh steps old.
 
 
 def evaluate(config: Config, task: Task, student: GPT, teacher: GPT) -> dict[str, float]:
@@ -872,7 +873,10 @@ class Config:
         0.0, "probability that the verifier accepts a wrong answer in training", 0, 1
     )
     key_noise: float = setting(
-        0.0, "probability that a wrong answer, if the group has one, replaces its key", 0, 1
+        0.0,
+        "probability that a wrong answer, if its group has one, becomes the key and counts as right",
+        0,
+        1,
     )
     evaluate_every: int = setting(10, "steps from one evaluation to the next", 1, 10**6)
 
@@ -1203,7 +1207,7 @@ def settings_name(config: Config, mode: str, seeds: str) -> str:
     return name + tail
 
 
-# Of the code that runs, also if a file is edited later.
+# A hash of the two source files at import: of the code that runs, even if a file is edited later.
 SOURCE = hashlib.sha256(
     Path(__file__).read_bytes() + Path(inspect.getfile(Task)).read_bytes()
 ).hexdigest()[:12]
@@ -1249,9 +1253,10 @@ def describe(config: Config, modes: Iterable[str]) -> str:
     missed, accepted = config.false_negatives, config.false_positives
     told = "exact verifier"
     if missed == accepted > 0:
-        told = f"{missed:.0%} of all verdicts wrong"
+        told = f"{100 * missed:g}% of all verdicts wrong"
     elif missed or accepted:
-        told = f"verifier rejects {missed:.0%} of right, accepts {accepted:.0%} of wrong answers"
+        told = f"verifier rejects {100 * missed:g}% of right, "
+        told += f"accepts {100 * accepted:g}% of wrong answers"
     if config.key_noise:
         told += f"; a wrong key with probability {config.key_noise:g}"
     weighted = [MODES[mode].name for mode in modes if mode in ("rlsd", "cepo")]
@@ -1364,8 +1369,9 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
 
     panel.set(xlim=(0, width), ylim=(len(records), -0.9))
     panel.axis("off")
-    problem, seed = records[0]["shown"]["problem"], records[0]["seed"]
-    legend = f"Responses to {problem}, seed {seed}. Blue: A_t > 0, a push up; red: a push down"
+    problem = records[0]["shown"]["problem"]
+    seeds = " and ".join(sorted({str(record["seed"]) for record in records}))
+    legend = f"Responses to {problem}, seed {seeds}. Blue: A_t > 0, a push up; red: a push down"
     panel.text(0, -0.5, f"{legend}; white: little or none; full colour: 2 or more.", va="center")
     for y, record in enumerate(records):
         shown, middle, x = record["shown"], y + 0.5, first
@@ -1385,8 +1391,9 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
             x += size
         told = "right" if shown["right"] else "wrong"
         equal = shown["group_rewarded"] in (0, shown["group_size"])
-        if record["mode"] in ("opd", "opsd"):
-            pass  # they use no reward
+        lowest, highest = min(shown["token_advantage"]), max(shown["token_advantage"])
+        if record["mode"] in ("opd", "opsd") or lowest < 0 < highest:
+            pass  # no reward gives the sign
         elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
@@ -1403,7 +1410,8 @@ def earlier_runs(
 ) -> Runs:
     """The runs of these modes and seeds in folder/runs whose other settings are those of config.
 
-    If rlsd.py is `edited`, only runs of another version.
+    `edited` says that this rlsd.py is an edited one. Then the runs of this very source are left
+    out, and only those of other versions remain.
     """
     runs = {}
     for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
