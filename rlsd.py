@@ -874,7 +874,7 @@ class Config:
     )
     key_noise: float = setting(
         0.0,
-        "probability that a wrong answer, if its group has one, becomes the key and counts as right",
+        "probability that a wrong answer of a group, if any, becomes its key and counts as right",
         0,
         1,
     )

@@ -91,7 +91,7 @@ def main() -> None:
                 )
                 leads[name] = f"{first.mean():+.2f} after a third, {last.mean():+.2f} at the end"
             text = f"Noise 0.4, lead over RLVR in the mean: CEPO {leads['CEPO, held']};\n"
-            study.title(panel, text + f"RLVR + OPSD {leads['RLVR + OPSD, falling']}")
+            study.title(panel, text + f"RLVR + OPSD, falling, {leads['RLVR + OPSD, falling']}")
     study.finish(figure, "baselines", flags)
 
 

@@ -159,7 +159,7 @@ def table(lines: list[dict]) -> list[str]:
         of_seeds = (values["right"] - values["marginal"])[n, :, -1]
         seeds = ", ".join(f"{one:+.3f}" for one in of_seeds)
         what = f"right answers minus the marginal's: {above[n]:+.3f} (seeds {seeds})"
-        claim = f"Prop. 2: right answers end at the marginal's: {labels[n]}"
+        claim = f"Prop. 2: right answers end at the marginal's, in the mean: {labels[n]}"
         add(claim, what, abs(above[n]) < 0.05)
 
     # A teacher that is copied at every step is another one within 20 steps.
