@@ -1253,7 +1253,7 @@ def describe(config: Config, modes: Iterable[str]) -> str:
     missed, accepted = config.false_negatives, config.false_positives
     told = "exact verifier"
     if missed == accepted > 0:
-        told = f"{100 * missed:g}% of all verdicts wrong"
+        told = f"each verdict wrong with probability {missed:g}"
     elif missed or accepted:
         told = f"verifier rejects {100 * missed:g}% of right, "
         told += f"accepts {100 * accepted:g}% of wrong answers"
@@ -1393,7 +1393,7 @@ def draw_tiles(panel, records: list[dict], width: float = 60.0, first: float = 8
         equal = shown["group_rewarded"] in (0, shown["group_size"])
         lowest, highest = min(shown["token_advantage"]), max(shown["token_advantage"])
         if record["mode"] in ("opd", "opsd") or lowest < 0 < highest:
-            pass  # no reward gives the sign
+            pass  # OPD, OPSD, or a mode of yours: the sign is not that of the reward
         elif equal and not any(shown["token_advantage"]):
             told += "; equal rewards: no push"
         else:
@@ -1414,6 +1414,7 @@ def earlier_runs(
     out, and only those of other versions remain.
     """
     runs = {}
+    # The log of a run with --name begins with that name, so this passes it over.
     for path in sorted((folder / "runs").glob(f"{config.task}-*-s*.jsonl")):
         found, records = read_log(path)
         mode, seed = found["mode"], found["seed"]
@@ -1829,6 +1830,8 @@ def plan(flags: argparse.Namespace) -> tuple[list[Run], Path]:
         raise UserError(f"--seeds is {flags.seeds}, but must be from 1 to 1000")
     if not all(letter.isalnum() or letter in "._" for letter in flags.name):
         raise UserError(f"--name is {flags.name!r}, but must consist of letters, digits, . and _")
+    if flags.name in TASKS:
+        raise UserError(f"--name is {flags.name!r}, but must not be the name of a task")
     prefix = f"{flags.name}-" if flags.name else ""
     settings = {one.name: getattr(flags, one.name) for one in fields(Config)}
     last_seed = flags.seed + flags.seeds - 1

@@ -975,7 +975,11 @@ def test_without_a_name_a_run_is_not_compared_with_itself(run):
         ({}, ["rlvr"], "exact verifier"),
         ({"key_noise": 0.2}, ["opd"], "exact verifier; a wrong key with probability 0.2"),
         ({}, ["rlsd"], "exact verifier; RLSD: eps_w 0.2, lam falling from 0.5"),
-        ({"false_negatives": 0.4, "false_positives": 0.4}, ["opsd"], "40% of all verdicts wrong"),
+        (
+            {"false_negatives": 0.4, "false_positives": 0.4},
+            ["opsd"],
+            "each verdict wrong with probability 0.4",
+        ),
         (
             {"false_negatives": 0.5, "eps_w": 1, "lam": 1, "lam_decay": 0},
             ["rlvr", "rlsd", "cepo"],
@@ -1040,7 +1044,7 @@ def complaint(main, words, capsys):
 
 BAD = """--task x|--steps -1|--steps two|--group-size 1|--lr nan|--lr 0|--lr inf|--eps-w -1|--lam 2
 --false-negatives 2|--key-noise -1|--digits 1|--digits 11|--step 3|--seed -1|--seeds 0
---device gpu9|--problems 0|--divergence kl|--name a/b"""
+--device gpu9|--problems 0|--divergence kl|--name a/b|--name split"""
 
 
 @mark.parametrize("words", re.split("[|\n]", BAD))

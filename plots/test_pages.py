@@ -890,7 +890,7 @@ def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
         tried = [line for line in tried if line["config"]["lr"] > rlsd.Config.lr]
         counts.append(sum(max(line["leakage"]) > study.LEAKS for line in tried))
     assert f"leaked in [{counts[0]} of {len(tried)} tuning runs]" in README and counts[1] == 1
-    assert f"RLVR in 1 of {len(tried)}." in README
+    assert f"RLVR, which has no teacher, in 1 of {len(tried)}." in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
