@@ -394,7 +394,7 @@ def run_program(folder, words, given="", moment=None):
 SCRIPT = f"""import sys, rlsd
 rlsd.Task.exam = lambda task: ([(37, 57)], ["094"])
 sys.exit(rlsd.main("--mode all {FLAGS} --steps 0 --out scripts".split()))"""
-STOPPED = {  # at which moment
+STOPPED = {  # the commands, and the line at which Ctrl-C is pressed
     "-X importtime rlsd.py": "torch",
     "rlsd.py --digits 2 --steps 9999": "rlsd     0     0",
     "rlsd.py --digits 3 --mode all": "live page",  # then come the workers
@@ -406,9 +406,10 @@ STOPPED = {  # at which moment
 def programs(folder):
     """Whole programs. They run one after another, while this process runs other tests."""
     (folder / "script.py").write_text(SCRIPT)
-    (folder / "matplotlibrc").write_text("text.usetex: True")  # an odd idea of a figure
+    # What the environment says of figures must not matter; a test below looks at it.
+    (folder / "matplotlibrc").write_text("text.usetex: True")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # another one
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         pool = ThreadPoolExecutor(1)
         running = {"all modes": pool.submit(run_program, folder, f"rlsd.py --mode all {FLAGS}")}
         running["script"] = pool.submit(run_program, folder, "script.py")
