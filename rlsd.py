@@ -303,8 +303,8 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     Did it leak? Not with the default eps_w and lam, with which both pushes are small and end after
     50 steps. With both settings held at 1 it did on most seeds, if the verifier rejects half of the
     right answers, or if four in ten of its verdicts are wrong. An experiment takes each push away
-    (README.md). If half of the right answers are rejected, the leak ends with either push; if four
-    in ten verdicts are wrong, the cite push matters more.
+    (README.md). If half of the right answers are rejected, taking away either of them ends the
+    leak; if four in ten verdicts are wrong, the cite push matters more.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)
