@@ -3,8 +3,9 @@
     python -m plots.credit "478+356" [--weights FILE]        a table for a problem of yours
     python -m plots.credit                       credit.png and runs/credit.jsonl, of 4218+3567
 
-The response is the student's, without a key: that of the base of seed 0, or of the weights that a
-run has left in runs/NAME.pt. P_T is the same network's when it sees the key. eps_w and lam are 1.
+The response is the student's, without a key. It is that of the base of seed 0 or --seed N, or of
+the weights that a run has left in runs/NAME.pt. P_T is the same network's when it sees the key.
+eps_w and lam are 1.
 """
 
 import argparse
@@ -141,8 +142,13 @@ def main() -> None:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("problem", nargs="?", help="such as 478+356; without it, the figure is drawn")
     own.add_argument("--weights", type=Path, help="a run's runs/NAME.pt, instead of the base")
+    own.add_argument("--seed", type=int, default=0, help="of the base (default: %(default)s)")
     flags = study.arguments(__doc__, (own,), trains=False)
-    config = load(flags.weights)[0] if flags.weights else rlsd.Config(digits=flags.digits)
+    config = (
+        load(flags.weights)[0]
+        if flags.weights
+        else rlsd.Config(digits=flags.digits, seed=flags.seed)
+    )
     config = replace(config, eps_w=1.0, lam=1.0, false_negatives=0.0, false_positives=0.0)
     config = replace(config, key_noise=0.0)
     task = config.make_task()
@@ -151,7 +157,7 @@ def main() -> None:
         usual = "+".join(number[-config.digits :] for number in ("4218", "3567"))
         text = usual if task.name == "carry" else task.show(task.exam()[0][0])
     given = read_problem(task, text), flags.weights
-    label = f"{text}, {flags.weights or 'base of seed 0'}"
+    label = f"{text}, {flags.weights or f'base of seed {config.seed}'}"
     if flags.problem is None:
         lines = study.run_all("credit", flags, [(label, config, given)], measure)
     else:

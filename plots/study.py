@@ -55,8 +55,9 @@ def arguments(doc: str, parents: tuple = (), trains: bool = True, **numbers) -> 
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     flags = parser.parse_args()
     for name, value in vars(flags).items():
-        if type(value) is int and value < 1:
-            raise rlsd.UserError(f"--{name} is {value}, but must be 1 or more")
+        least = 0 if name == "seed" else 1
+        if type(value) is int and value < least:
+            raise rlsd.UserError(f"--{name} is {value}, but must be {least} or more")
     (flags.out / "runs").mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     return flags
