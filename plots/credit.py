@@ -113,11 +113,17 @@ def draw(panel, one: dict, label: str) -> None:
         for column, value in enumerate(one[mode]):
             look = {"ha": "center", "va": "center", "fontsize": 8}
             ink = "white" if abs(value) > 2 else "black"
-            panel.text(column, row, f"{value:+.2f}", color=ink, **look)
+            panel.text(
+                column, row, f"{value:+.2f}" if abs(value) >= 0.005 else "0", color=ink, **look
+            )
     tokens = [token[-4:] for token in one["tokens"]]
     panel.set_xticks(range(len(tokens)), tokens, family="monospace")
     panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])
-    study.title(panel, f"{label}, a {one['verdict']} response: A_t of each token")
+    text = f"A_t of each token of a {one['verdict']} response ({label})"
+    hardest = [max(range(len(one[mode])), key=lambda n: abs(one[mode][n])) for mode in MODES[1:]]
+    if one["verdict"] == "wrong" and len({*hardest}) == 1:
+        text = f"A wrong response: OPSD, RLSD and CEPO push hardest on token {hardest[0] + 1}"
+    study.title(panel, f"{text}")
     panel.tick_params(length=0)
     panel.grid(False)
 
@@ -127,14 +133,6 @@ def draw_all(line: dict):
     figure, axes = study.panels(len(responses), 1, width=11, height=2.8)
     for panel, one in zip(axes.flat, responses):
         draw(panel, one, line["label"])
-    one = responses[-1]
-    n = one["rlsd"].index(min(one["rlsd"]))
-    study.title(
-        axes.flat[-1],
-        f"{line['label']}, a {one['verdict']} response: A_t of each token. RLVR: all "
-        f"{one['rlvr'][0]:+.1f}; RLSD (eps_w 1, lam 1): token {n + 1}, {one['tokens'][n]!r}, "
-        f"{one['rlsd'][n]:+.1f}",
-    )
     return figure
 
 

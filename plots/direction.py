@@ -116,7 +116,7 @@ def entitle(left, right, lines: list[dict]) -> None:
     of_rlsd = [name.startswith("RLSD") for name in METHODS]
     study.claim(
         left,
-        "At the base RLSD's mean gradient has nearly the direction\nof RLVR's, at all three eps_w",
+        "At the base RLSD's mean gradient\nhas nearly the direction of RLVR's",
         bool((cosine[:, of_rlsd] > 0.99).all()),
         "The direction of the mean gradient",
     )
@@ -126,7 +126,7 @@ def entitle(left, right, lines: list[dict]) -> None:
         highest.append((ratio.argmax(1) == opsd).all())
     study.claim(
         right,
-        "OPSD's gradient has the most signal to noise, on every base",
+        "OPSD's gradient has the most\nsignal to noise, on every base",
         all(highest),
         "Signal to noise of the gradient",
     )

@@ -382,7 +382,7 @@ def panels(rows: int, columns: int, width: float = 5.2, height: float = 3.8):
 
 
 def title(panel, text: str) -> None:
-    panel.set_title(text, loc="left", fontsize=10)
+    panel.set_title(text, loc="left", fontsize=12)
 
 
 def claim(panel, text: str, holds: bool, otherwise: str) -> None:
@@ -397,6 +397,16 @@ def draw_dots(panel, columns: dict[str, np.ndarray], colours: dict, shift: float
         around = shift + np.linspace(-0.09, 0.09, len(values))
         panel.plot(n + around, values, "o", color=colour, markersize=5, alpha=0.65, linewidth=0)
         panel.plot((n + shift - 0.16, n + shift + 0.16), 2 * [values.mean()], color=colour, lw=2.5)
+
+
+def draw_leaks(panel, leaks: dict[str, np.ndarray], colours: dict) -> None:
+    """draw_dots of each run's highest leakage; above a column, how many seeds leak."""
+    draw_dots(panel, leaks, colours)
+    for n, values in enumerate(leaks.values()):
+        count = f"{(values > LEAKS).sum()} of {len(values)}"
+        panel.text(n, 1.09, count, ha="center", va="center")
+    panel.axhline(LEAKS, color="#888888", linewidth=1, linestyle=":")
+    panel.set(ylabel="highest leakage (dotted: 0.1)", ylim=(-0.03, 1.15))
 
 
 def draw_curves(panel, curves: dict[str, tuple], names: dict, colours: dict) -> None:

@@ -747,7 +747,6 @@ def test_the_readmes_table_is_that_of_the_sweeps_and_of_strict():
     rows += [("strict, 480 steps", method, strictly(method)) for method in ("RLVR", "RLSD, held")]
     rows += [("strict, 480 steps", "RLSD", strictly("RLSD, paper"))]
     rows += [("strict, 480 steps", "CEPO, held", strictly("CEPO, held"))]
-    rows += [("strict, 480 steps", "RLVR + OPSD", strictly("RLVR + OPSD"))]
     for method in ("RLVR + OPSD, falling", "RLVR, regraded"):
         label = f"verifier noise 0.4: {method}"
         found = study.ends(CONTRAST, label), study.leaks(CONTRAST, label)
@@ -777,13 +776,13 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
     for said in (
         f"RLSD ends at {end(EXACT, 'rlsd').mean():.3f} and RLVR at {end(EXACT, 'rlvr').mean():.3f}",
         f"on no seed do they differ by more than {level.max():.3f}.",
-        f"Held RLSD, which stays different, ends at {end(EXACT_HELD, 'rlsd').mean():.3f} as well",
+        f"Held RLSD ends at {end(EXACT_HELD, 'rlsd').mean():.3f} as well",
         f"In the strict setting it leaks on {(leaks > 0.1).sum()} of {len(leaks)} seeds",
         f"ends at {held.mean():.3f}, where RLVR ends at {rlvr.mean():.3f}",
         f"In the noisy one it leaks on {(noisy > 0.1).sum()} of {len(noisy)}.",
         f"is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most for CEPO, held",
         f"{papers:.3f} at most for RLSD with the paper's settings",
-        f"CEPO by {lead.mean():.2f} (on {(lead > 0).sum()} of {len(lead)} seeds)",
+        f"CEPO, held, by {lead.mean():.2f} (on {(lead > 0).sum()} of {len(lead)} seeds)",
         f"RLSD by {falling.mean():.2f} (on {(falling > 0).sum()} of {len(falling)})",
     ):
         assert said in README, said
@@ -802,7 +801,7 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     frozen, copied = (
         study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
     )
-    said = f"its mean highest leakage under noise is {frozen:.3f} instead of {copied:.3f}"
+    said = f"its mean highest leakage under noise is then {frozen:.3f} instead of {copied:.3f}"
     assert said in README
 
 
@@ -810,14 +809,14 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
     cures = "plain cites", "balanced", "neither push"
     highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
-    assert f"either one is enough: no seed leaks ({highest:.3f} at most)" in README
+    assert f"no seed leaks if either one is off ({highest:.3f} at most)" in README
     counts = []
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
     rlsds, plain, balanced, neither = counts
     said = (
-        f"{rlsds} leak with both pushes on, {plain} without the cite push, "
-        f"{balanced} without the shared push, and none without either."
+        f"with both on {rlsds} of 8 seeds leak, without it {plain}, "
+        f"without the shared push {balanced}, and without either none."
     )
     assert neither == 0 and said in README
 
@@ -841,7 +840,7 @@ def test_the_pages_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_
 
 def test_the_readmes_objection_has_the_counts_of_contrast():
     leaks = study.leaks(CONTRAST, "choosy cite, noise 0.4: CEPO") > 0.1
-    assert f"CEPO leaks on {leaks.sum()} of {len(leaks)} seeds" in README
+    assert f"CEPO, held, leaks on {leaks.sum()} of {len(leaks)} seeds" in README
     regraded, cepo = (
         study.ends(CONTRAST, f"verifier noise 0.4: {name}") for name in ("RLVR, regraded", "CEPO")
     )
@@ -855,20 +854,24 @@ def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_page_say
 
 def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
     lines = study.read_lines(ROOT / "plots/reference/runs/ahead.jsonl")
-    counts = []
+    counts, without = [], 0
     for method in ("RLSD, paper", "RLVR"):
         tried = [line for line in lines if line["label"] == f"tuning, {method}, noise 0.4"]
         tried = [line for line in tried if line["config"]["lr"] > rlsd.Config.lr]
-        counts.append(sum(max(line["leakage"]) > study.LEAKS for line in tried))
+        leaky = [line for line in tried if max(line["leakage"]) > study.LEAKS]
+        counts.append(len(leaky))
+        without += sum(line["accuracy"][-1] < 0.01 for line in leaky)
     assert f"leaked in [{counts[0]} of {len(tried)} tuning runs]" in README and counts[1] == 1
     assert f"RLVR, which has no teacher, in 1 of {len(tried)}." in README
+    assert without == 4 and "(Four of these five runs ended without a right answer.)" in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     lines = study.read_lines(ROOT / "plots/reference/runs/baselines.jsonl")
     cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
     ahead = f"{(cepo > rlvr).sum()} of {len(cepo)} seeds"
-    assert f"it is ahead by {(cepo - rlvr).mean():.2f} in the mean, and on {ahead}" in README
+    lead = f"{(cepo - rlvr).mean():.2f}"
+    assert f"it is {lead} in the mean, and CEPO is ahead on {ahead}" in README
 
 
 def test_the_page_says_how_far_rlvr_which_has_no_teacher_has_leaked():

@@ -32,11 +32,12 @@ MEASURED = (
     *("step", "accuracy", "leakage", "loss", "signal", "information", "rho"),
     *("student", "teacher", "right", "marginal"),
 )
-SHOWN = {
-    "signal": "signal, nats per response",
-    "teacher": "Delta_T, nats per response",
-    "leakage": rlsd.QUANTITIES["leakage"],
-}
+SHOWN = (  # the panels: quantity, cite
+    ("signal", 0.0),
+    ("signal", 0.3),
+    ("leakage", 0.3),
+)
+LABELS = {"signal": "signal, nats per response", "leakage": rlsd.QUANTITIES["leakage"]}
 
 
 class Problem(Enumeration):
@@ -191,41 +192,26 @@ def table(lines: list[dict]) -> list[str]:
     return study.markdown(head, rows)
 
 
-def entitle(panel, quantity: str, values: dict[str, np.ndarray], cite: float) -> None:
-    """values: teacher -> (seeds, evaluations)."""
-    where = "cites planted" if cite else "no cites planted"
-    if quantity == "teacher":
-        moved = values["copied every 20 steps"][:, 1:]
-        counts = f"{(moved > 0).sum()} of {moved.size}"
-        text = f"A copy, every 20 steps, raises the loss in {counts} intervals"
-    elif quantity == "signal":
-        left = {name: one[:, -1].mean() for name, one in values.items()}
-        text = "At the end the frozen teacher's signal is the smallest in the mean"
-        if min(left, key=left.get) != "frozen":
-            text = "Signal"
-    else:
-        leaks = {name: one.max() for name, one in values.items()}
-        lowest = min(one.max(1).min() for one in values.values())
-        text = f"The highest leakage is {max(leaks.values()):.2f}"
-        if lowest > study.LEAKS:
-            text = "It leaks with every teacher"
-    study.title(panel, f"{text}\n({where})")
-
-
-def draw(panel, lines: list[dict], quantity: str, teachers: list[str], cite: float) -> None:
+def draw(panel, lines: list[dict], quantity: str, cite: float, teachers: list[str]) -> None:
     """One quantity of the runs of one base, a curve per teacher."""
     found = {}
     for name in teachers:
-        if quantity == "teacher" and TEACHERS[name] < EVERY:
-            continue  # it moves between evaluations
         label = f"{name}, cite {cite:g}"
         found[name] = study.steps(lines, label), study.curves(lines, quantity, label)
-    panel.set_xlabel(rlsd.QUANTITIES["step"])
-    panel.set_ylabel(SHOWN[quantity])
+    panel.set(xlabel=rlsd.QUANTITIES["step"], ylabel=LABELS[quantity])
     values = {name: value for name, (_, value) in found.items()}
-    entitle(panel, quantity, values, cite)
-    if quantity == "leakage":
+    where = "Cites planted" if cite else "No cites planted"
+    if quantity == "signal":
+        left = {name: one[:, -1].mean() for name, one in values.items()}
+        text = f"{where}: in the mean, the frozen\nteacher's signal ends lowest"
+        study.claim(panel, text, min(left, key=left.get) == "frozen", f"{where}: signal")
+    else:
         panel.set_ylim(rlsd.SHARE)
+        lowest = min(one.max(1).min() for one in values.values())
+        text = f"{where}: every run leaks,\nleast with the frozen teacher"
+        highest = {name: one.max() for name, one in values.items()}
+        holds = lowest > study.LEAKS and min(highest, key=highest.get) == "frozen"
+        study.claim(panel, text, holds, f"{where}: leakage")
     study.draw_curves(panel, found, NAMES, COLOURS)
 
 
@@ -250,10 +236,10 @@ def main() -> None:
         runs.append((f"{name}, cite {cite:g}", config, problems))
     lines = study.run_all("trilemma", flags, runs, measure)
     study.say(table(lines))
-    figure, axes = study.panels(len(cites), len(SHOWN), width=5.6)
-    for row, cite in zip(axes, cites):
-        for panel, quantity in zip(row, SHOWN):
-            draw(panel, lines, quantity, teachers, cite)
+    shown = [(quantity, cite) for quantity, cite in SHOWN if cite in cites]
+    figure, axes = study.panels(1, len(shown), width=5.8)
+    for panel, (quantity, cite) in zip(axes[0], shown):
+        draw(panel, lines, quantity, cite, teachers)
     study.finish(figure, "trilemma", flags)
 
 
