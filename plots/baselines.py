@@ -90,7 +90,7 @@ def main() -> None:
                     leads.append((after(lines, f"noise 0.4: {name}", n) - rlvr).mean())
             holds = min(leads[0], leads[2]) > 0.03 and max(abs(leads[1]), abs(leads[3])) <= 0.01
             text = "Noise 0.4: after 160 steps two are ahead of RLVR,\n"
-            text += "after 480 all are within 0.01 in the mean"
+            text += "after 480 both are within 0.01 of it in the mean"
             study.claim(panel, text, holds, "Verifier: noise 0.4")
     study.finish(figure, "baselines", flags)
 

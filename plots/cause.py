@@ -58,9 +58,9 @@ def draw(panel, lines: list[dict], verifier: str) -> None:
     label = f"{verifier[0].upper()}{verifier[1:]}"
     cured = [name for name in METHODS if highest[name] <= study.LEAKS]
     if len(cured) == 3:
-        study.title(panel, f"{label}: the leak ends\nif either push is switched off")
+        study.title(panel, f"{label}: no seed leaks\nif either push is switched off")
     elif cured == ["neither push"]:
-        study.title(panel, f"{label}: the leak ends\nonly if both pushes are switched off")
+        study.title(panel, f"{label}: only with neither push\nno seed leaks")
     else:
         study.title(panel, label)
 

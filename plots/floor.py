@@ -23,7 +23,7 @@ from tiny_tasks import SEE_KEY
 
 NAMES = {
     "loss": "OPSD's loss",
-    "first": "first term",
+    "first": "signal",
     "information": "floor: what the key tells",
     "opd": "OPD's loss",
 }

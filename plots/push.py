@@ -7,6 +7,7 @@ log P_S of many (problem, prefix, token) stands beside what the formula's coeffi
 """
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -102,6 +103,9 @@ def table(lines: list[dict]) -> list[str]:
     for over in (0.0, CLEAR):
         count, agree = agreement(formula, rise, over)
         cells += [str(count), f"{agree:.1%}"]
+    clear = np.abs(formula) > CLEAR
+    ratio = np.median(rise[clear] / formula[clear]) if clear.any() else math.nan
+    cells.append(f"{ratio:.0f}")
     head = (
         "tokens",
         "correlation",
@@ -109,6 +113,7 @@ def table(lines: list[dict]) -> list[str]:
         "of these the sign agrees in",
         f"larger than {CLEAR} in size",
         "of these the sign agrees in",
+        "median of rise / formula",
     )
     return study.markdown(head, [tuple(cells)])
 

@@ -32,7 +32,7 @@ COLOURS = {
     "RLSD, held": compare.COLOURS["rlsd"],
     "RLSD, paper": "#56B4E9",
     "CEPO, held": compare.COLOURS["cepo"],
-    "RLVR + OPSD": "#E69F00",
+    "RLVR + OPSD": "#117733",
 }
 RATES = (0.0, 0.3, 0.5)  # of false negatives, for all methods
 MORE_RATES = (0.1, 0.2, 0.4)  # for RLSD, held

@@ -829,8 +829,9 @@ def test_the_page_counts_the_falls_without_a_cite_push():
         counts.append(((ends < 0.5).sum(), ((ends < 0.5) & (leaks < study.LEAKS)).sum()))
     (plain, plain_without_leak), (both, both_without_leak) = counts
     assert (plain_without_leak, both_without_leak) == (3, both)
-    said = f"plain cites end below 0.5 on {plain} of 8 seeds, three of them without a leak"
-    assert said in PAGES["README"] and f"taken away {both} of 8 end below 0.5" in PAGES["README"]
+    said = f"RLSD with plain cites collapses on {plain} of 8 seeds, on three of them without a leak"
+    assert said in PAGES["README"]
+    assert f"With neither push it collapses on {both} of 8, on both" in PAGES["README"]
 
 
 def test_the_pages_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
@@ -849,7 +850,7 @@ def test_the_readmes_objection_has_the_counts_of_contrast():
 
 def test_held_rlsd_falls_without_a_planted_cite_on_as_many_seeds_as_the_page_says():
     ends = study.ends(CONTRAST, "noise 0.4, cite 0: RLSD")
-    assert f"[below 0.5 on {(ends < 0.5).sum()} of {len(ends)} seeds]" in PAGES["README"]
+    assert f"collapses [on {(ends < 0.5).sum()} of {len(ends)} seeds]" in PAGES["README"]
 
 
 def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
