@@ -783,7 +783,7 @@ def test_the_readmes_findings_have_the_numbers_of_the_logs():
         f"is {max(cepo.max(), leakage(NOISY, 'cepo').max()):.3f} at most for CEPO, held",
         f"{papers:.3f} at most for RLSD with the paper's settings",
         f"CEPO, held, by {lead.mean():.2f} (on {(lead > 0).sum()} of {len(lead)} seeds)",
-        f"RLSD by {falling.mean():.2f} (on {(falling > 0).sum()} of {len(falling)})",
+        f"RLSD with the paper's settings by {falling.mean():.2f} (on {(falling > 0).sum()} of 10)",
     ):
         assert said in README, said
 
@@ -801,7 +801,7 @@ def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     frozen, copied = (
         study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
     )
-    said = f"its mean highest leakage under noise is then {frozen:.3f} instead of {copied:.3f}"
+    said = f"its highest leakage under noise is {frozen:.3f} instead of {copied:.3f}"
     assert said in README
 
 
@@ -815,8 +815,8 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
     rlsds, plain, balanced, neither = counts
     said = (
-        f"with both on {rlsds} of 8 seeds leak, without it {plain}, "
-        f"without the shared push {balanced}, and without either none."
+        f"of 8 seeds, {rlsds} leak with both pushes, {plain} without the cite push, "
+        f"{balanced} without the shared push, and none without either."
     )
     assert neither == 0 and said in README
 
@@ -837,6 +837,7 @@ def test_the_page_counts_the_falls_without_a_cite_push():
 def test_the_pages_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
     leaks = study.leaks(STRICT, "hidden digit, shown to no one: RLSD, held") > 0.1
     assert f"[leaks on {leaks.sum()} of {len(leaks)} seeds]" in PAGES["README"]
+    assert f"held RLSD leaks on {leaks.sum()} of {len(leaks)} seeds" in README
 
 
 def test_the_readmes_objection_has_the_counts_of_contrast():
@@ -862,9 +863,9 @@ def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
         leaky = [line for line in tried if max(line["leakage"]) > study.LEAKS]
         counts.append(len(leaky))
         without += sum(line["accuracy"][-1] < 0.01 for line in leaky)
-    assert f"leaked in [{counts[0]} of {len(tried)} tuning runs]" in README and counts[1] == 1
+    assert f"leaked in [{counts[0]} of {len(tried)} noisy tuning runs]" in README and counts[1] == 1
     assert f"RLVR, which has no teacher, in 1 of {len(tried)}." in README
-    assert without == 4 and "(Four of these five runs ended without a right answer.)" in README
+    assert without == 4 and "(Four of these five runs ended at an accuracy of 0.)" in README
 
 
 def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
@@ -872,7 +873,7 @@ def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
     ahead = f"{(cepo > rlvr).sum()} of {len(cepo)} seeds"
     lead = f"{(cepo - rlvr).mean():.2f}"
-    assert f"it is {lead} in the mean, and CEPO is ahead on {ahead}" in README
+    assert f"it averages {lead}, and CEPO is ahead on {ahead}" in README
 
 
 def test_the_page_says_how_far_rlvr_which_has_no_teacher_has_leaked():
