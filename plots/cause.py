@@ -60,7 +60,7 @@ def draw(panel, lines: list[dict], verifier: str) -> None:
     if len(cured) == 3:
         study.title(panel, f"{label}: no seed leaks\nif either push is switched off")
     elif cured == ["neither push"]:
-        study.title(panel, f"{label}: only with neither push\nno seed leaks")
+        study.title(panel, f"{label}: some seeds leak\nunless both pushes are switched off")
     else:
         study.title(panel, label)
 

@@ -116,7 +116,7 @@ def entitle(left, right, lines: list[dict]) -> None:
     of_rlsd = [name.startswith("RLSD") for name in METHODS]
     study.claim(
         left,
-        "At the base RLSD's mean gradient\nhas nearly the direction of RLVR's",
+        "RLSD's mean gradient has nearly RLVR's\ndirection at the base, less so later",
         bool((cosine[:, of_rlsd] > 0.99).all()),
         "The direction of the mean gradient",
     )

@@ -109,11 +109,11 @@ def table(lines: list[dict]) -> list[str]:
     head = (
         "tokens",
         "correlation",
-        "formula not 0",
+        "prediction not 0",
         "of these the sign agrees in",
         f"larger than {CLEAR} in size",
         "of these the sign agrees in",
-        "median of rise / formula",
+        "median of rise / prediction",
     )
     return study.markdown(head, [tuple(cells)])
 
@@ -135,12 +135,12 @@ def main() -> None:
     ticks = (-40, -20, -10, -5, 0, 5, 10, 20, 40)
     panel.set_yticks(ticks, map(str, ticks))
     panel.set_ylim(-75, 75)
-    panel.set_xlabel("push on the token by the formula (nats per unit of step size)")
+    panel.set_xlabel("predicted rise of log P_S per unit of step size")
     panel.set_ylabel("measured rise of log P_S per unit of\nstep size (log scale beyond 10)")
     text = (
-        "The reward is a coin: nearly all tokens\nwith a clear push (outside the grey) move with it"
+        "The reward is a coin: nearly all tokens outside\nthe grey move in the predicted direction"
     )
-    study.claim(panel, text, agree > 0.95, "Push and measured rise, with a coin for a reward")
+    study.claim(panel, text, agree > 0.95, "Predicted and measured rise, with a coin for a reward")
     study.finish(figure, "push", flags)
 
 

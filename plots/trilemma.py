@@ -208,7 +208,7 @@ def draw(panel, lines: list[dict], quantity: str, cite: float, teachers: list[st
     else:
         panel.set_ylim(rlsd.SHARE)
         lowest = min(one.max(1).min() for one in values.values())
-        text = f"{where}: every run leaks,\nleast with the frozen teacher"
+        text = f"{where}: every run leaks,\nand least at the end if frozen"
         highest = {name: one.max() for name, one in values.items()}
         holds = lowest > study.LEAKS and min(highest, key=highest.get) == "frozen"
         study.claim(panel, text, holds, f"{where}: leakage")
