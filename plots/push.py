@@ -3,7 +3,7 @@
     python -m plots.push [--quick]        runs/push.jsonl and push.png under --out
 
 Eq 15 leaves a push in the mean even then (the proposition in plots/README.md). The measured rise of
-log P_S of many (problem, prefix, token) stands beside what the formula's coefficient predicts.
+log P_S of many (problem, prefix, token) stands beside a prediction.
 """
 
 import copy
@@ -19,7 +19,7 @@ from plots import study
 
 COINS = 64  # tosses per group
 RATE = 1e-3  # the step size
-CLEAR = 0.05  # a push larger than this is clear
+CLEAR = 0.003  # a prediction larger than this is clear
 
 
 def mean_token_advantage(gain: Tensor, generator: torch.Generator) -> Tensor:
@@ -37,10 +37,10 @@ def push(
 ) -> list[dict]:
     """One small step of SGD on a group whose A_t are means over coins: what is left is the push.
 
-    For every prefix and token that was sampled: how much log P_S rose per step size, and what the
-    formula says. Its coefficient c is the mean of A_t over the group where the token was written;
-    through the softmax of that prefix log P_S(v) rises by <e_v - P, sum_u c_u (e_u - P)>, up to
-    what the weights behind the logits add.
+    For every prefix and token that was sampled: how much log P_S rose per step size, and how
+    much it would rise if the logits of each prefix were free parameters. Then log P_S(v) rises by
+    <e_v - P, sum_u c_u (e_u - P)>, where c_u is the mean over the group of A_t / |y| of the
+    responses that write u there.
     """
     student = copy.deepcopy(base)
     prompt = rlsd.encode_prompts(task, [problem], base.device)
@@ -59,14 +59,15 @@ def push(
     rise = (study.log_probs_of(task, student, problem, tokens) - before) / RATE
 
     unit = F.one_hot(tokens, log_probs.shape[-1]) - log_probs.detach().exp()  # e_v - P
-    coefficient = mask * token_advantage / len(tokens)
+    coefficient = mask * token_advantage / mask.sum(1, keepdim=True) / len(tokens)
     points = {}
     for row, position in mask.nonzero().tolist():
         same = (tokens[:, :position] == tokens[row, :position]).all(1)
         direction = (same * coefficient[:, position]) @ unit[:, position]
         prefix = tuple(tokens[row, : position + 1].tolist())
         points[prefix] = {
-            "formula": round(float(unit[row, position] @ direction), 5),
+            "position": position,
+            "predicted": round(float(unit[row, position] @ direction), 6),
             "rise": round(float(rise[row, position]), 4),
         }
     return list(points.values())
@@ -84,35 +85,37 @@ def measure(config: rlsd.Config, count: int) -> dict:
 
 
 def seen(lines: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """The push by the formula, and the measured rise. (tokens,) x 2"""
+    """The predicted and the measured rise. (tokens,) x 2"""
     points = lines[0]["tokens"]
-    formula = np.array([point["formula"] for point in points])
-    return formula, np.array([point["rise"] for point in points])
+    predicted = np.array([point["predicted"] for point in points])
+    return predicted, np.array([point["rise"] for point in points])
 
 
-def agreement(formula: np.ndarray, rise: np.ndarray, over: float) -> tuple[int, float]:
+def agreement(predicted: np.ndarray, rise: np.ndarray, over: float) -> tuple[int, float]:
     """How many tokens have a push larger than `over` in size, and for which share signs agree."""
-    pushed = np.abs(formula) > over
-    agree = np.sign(formula[pushed]) == np.sign(rise[pushed])
+    pushed = np.abs(predicted) > over
+    agree = np.sign(predicted[pushed]) == np.sign(rise[pushed])
     return int(pushed.sum()), float(agree.mean()) if pushed.any() else np.nan
 
 
 def table(lines: list[dict]) -> list[str]:
-    formula, rise = seen(lines)
-    cells = [str(len(formula)), f"{np.corrcoef(formula, rise)[0, 1]:.2f}"]
+    predicted, rise = seen(lines)
+    cells = [str(len(predicted)), f"{np.corrcoef(predicted, rise)[0, 1]:.2f}"]
     for over in (0.0, CLEAR):
-        count, agree = agreement(formula, rise, over)
+        count, agree = agreement(predicted, rise, over)
         cells += [str(count), f"{agree:.1%}"]
-    clear = np.abs(formula) > CLEAR
-    ratio = np.median(rise[clear] / formula[clear]) if clear.any() else math.nan
-    cells.append(f"{ratio:.0f}")
+    clear = np.abs(predicted) > CLEAR
+    first = np.array([point["position"] == 0 for point in lines[0]["tokens"]])
+    ratio = np.median(rise[clear] / predicted[clear]) if clear.any() else math.nan
+    cells += [str((clear & first).sum()), f"{ratio:.0f}"]
     head = (
         "tokens",
         "correlation",
         "prediction not 0",
         "of these the sign agrees in",
-        f"larger than {CLEAR} in size",
-        "of these the sign agrees in",
+        f"clear: larger than {CLEAR} in size",
+        "of the clear ones the sign agrees in",
+        "first tokens among them",
         "median of rise / prediction",
     )
     return study.markdown(head, [tuple(cells)])
