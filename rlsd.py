@@ -300,9 +300,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
     and with lam = eps_w = 1 almost nothing is left of the blame. So a few accepted guesses can
     outweigh many rejected ones.
 
-    Did it leak? Not with the default eps_w and lam, with which both pushes are small and end after
-    50 steps. With both settings held at 1 it did on most seeds, if the verifier rejects half of the
-    right answers, or if four in ten of its verdicts are wrong. An experiment takes each push away
+    Did it leak? With both settings held at 1 it did on most seeds, if the verifier rejects half of
+    the right answers, or if four in ten of its verdicts are wrong. With the default settings it did
+    not: both pushes are then small and end after 50 steps. An experiment takes each push away
     (README.md). If half of the right answers are rejected, taking away either of them ends the
     leak; if four in ten verdicts are wrong, the cite push matters more.
     """

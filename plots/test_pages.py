@@ -713,6 +713,7 @@ SWEEPS = {
 }
 EXACT, NOISY = SWEEPS[0.0, 0.2], SWEEPS[0.4, 1.0]
 EXACT_HELD, NOISY_FALLING = SWEEPS[0.0, 1.0], SWEEPS[0.4, 0.2]  # of RLSD only
+COIN = SWEEPS[0.5, 0.2]  # of RLSD and RLVR only
 
 
 def end(sweep: dict, mode: str):
@@ -863,7 +864,7 @@ def test_the_readmes_count_of_leaks_at_higher_rates_is_that_of_ahead():
         leaky = [line for line in tried if max(line["leakage"]) > study.LEAKS]
         counts.append(len(leaky))
         without += sum(line["accuracy"][-1] < 0.01 for line in leaky)
-    assert f"leaked in [{counts[0]} of {len(tried)} noisy tuning runs]" in README and counts[1] == 1
+    assert f"leaked in [{counts[0]} of {len(tried)} noisy runs]" in README and counts[1] == 1
     assert f"RLVR, which has no teacher, in 1 of {len(tried)}." in README
     assert without == 4 and "(Four of these five runs ended at an accuracy of 0.)" in README
 
@@ -873,13 +874,20 @@ def test_the_readme_says_what_is_left_of_cepos_lead_after_480_steps():
     cepo, rlvr = (study.ends(lines, f"noise 0.4: {name}") for name in ("CEPO, held", "RLVR"))
     ahead = f"{(cepo > rlvr).sum()} of {len(cepo)} seeds"
     lead = f"{(cepo - rlvr).mean():.2f}"
-    assert f"it averages {lead}, and CEPO is ahead on {ahead}" in README
+    assert f"the lead averages {lead}, on {ahead}" in README
 
 
 def test_the_page_says_how_far_rlvr_which_has_no_teacher_has_leaked():
-    drift = study.read_lines(ROOT / "plots/reference/runs/drift.jsonl")
-    noisy, coin = leakage(NOISY, "rlvr").max(), study.leaks(drift, "RLVR, noise 0.5").max()
+    noisy, coin = leakage(NOISY, "rlvr").max(), leakage(COIN, "rlvr").max()
     assert f"of {noisy:.3f} at noise 0.4, and of {coin:.3f} with a coin" in PAGES["README"]
+
+
+def test_the_pages_say_on_how_many_seeds_the_papers_settings_leak_with_a_coin():
+    rlsds, rlvrs = leakage(COIN, "rlsd"), (leakage(COIN, "rlvr") > study.LEAKS).sum()
+    count = f"on {(rlsds > study.LEAKS).sum()} of {len(rlsds)}"
+    assert f"({count} seeds; RLVR then leaked on {rlvrs})" in README
+    said = f"{count} (up to {rlsds.max():.3f}). But RLVR then leaks on {rlvrs} of 10, too."
+    assert said in PAGES["README"]
 
 
 def test_the_verdicts_that_cite_the_exact_sweep_have_its_numbers():
