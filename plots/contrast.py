@@ -185,7 +185,9 @@ def draw(upper, lower, lines: list[dict], shown: str) -> None:
         text += ", of regrading on 0"
     study.title(upper, text)
     counts = [(leaks[name] > study.LEAKS).sum() for name in ("RLSD", "CEPO")]
-    study.title(lower, f"RLSD leaks on {counts[0]} of {len(ahead)} seeds, CEPO on {counts[1]}")
+    study.title(
+        lower, f"{shown}:\nRLSD leaks on {counts[0]} of {len(ahead)} seeds, CEPO on {counts[1]}"
+    )
 
 
 def main() -> None:

@@ -190,7 +190,8 @@ def draw_strictest(panel, lines: list[dict], quantity: str) -> None:
         if label_of(0.5, method) in study.labels_of(lines):
             names[label_of(0.5, method)] = method
     colours = {label: COLOURS[method] for label, method in names.items()}
-    study.draw_runs(panel, lines, quantity, names, colours)
+    told = {label: method.replace("OPSD", "OPSD, held") for label, method in names.items()}
+    study.draw_runs(panel, lines, quantity, told, colours)
 
 
 def draw_by_rate(panel, lines: list[dict]) -> None:
