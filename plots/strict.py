@@ -217,10 +217,9 @@ def draw_by_weights(panel, lines: list[dict]) -> None:
         columns[f"{eps_w:g}, {lam:g}"] = study.leaks(lines, weights_label(eps_w, lam))
     columns["1, 1"] = study.leaks(lines, label_of(0.5, "RLSD, held"))
     study.draw_leaks(panel, columns, dict.fromkeys(columns, COLOURS["RLSD, held"]))
-    names = [name.replace(", ", "\nlam ") for name in columns]
-    names = [name if name == "paper" else f"eps_w {name}" for name in names]
+    names = [name.replace(", ", ",\n") for name in columns]
     panel.set_xticks(range(len(columns)), names)
-    panel.set(xlabel="paper: eps_w 0.2, lam falls from 0.5; else held")
+    panel.set(xlabel="eps_w, lam (held; paper: 0.2, 0.5 falling)")
     small = [columns["paper"]]
     small += [columns[f"{eps_w:g}, {lam:g}"] for eps_w, lam in WEIGHTS if eps_w * lam <= 0.5]
     small = np.concatenate(small)

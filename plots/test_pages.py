@@ -794,10 +794,9 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
 
 def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
-    frozen, copied = (
-        study.leaks(lines, f"RLSD, noise 0.4: {name}").mean() for name in ("frozen", "copied")
-    )
-    said = f"its highest leakage under noise is {frozen:.3f} instead of {copied:.3f}"
+    frozen, copied = (study.leaks(lines, f"RLSD, noise 0.4: {n}") for n in ("frozen", "copied"))
+    said = f"{(frozen > study.LEAKS).sum()} of these 8 still leak, but less: the mean of their "
+    said += f"highest leakage is {frozen.mean():.3f} instead of {copied.mean():.3f}"
     assert said in README
 
 
@@ -805,14 +804,14 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
     cures = "plain cites", "balanced", "neither push"
     highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
-    assert highest < study.LEAKS and "no seed leaks if either one is off." in README
+    assert highest < study.LEAKS and "no seed leaks if one of them is off." in README
     counts = []
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
     rlsds, plain, balanced, neither = counts
     said = (
-        f"of 8 seeds, {rlsds} leak with both pushes, {plain} without the cite push, "
-        f"{balanced} without the shared push, and none without either."
+        f"of the first 8 seeds, {rlsds} leak with both pushes, {plain} without the cite push, "
+        f"{balanced} without the shared push, and none with both off."
     )
     assert neither == 0 and said in README
 
