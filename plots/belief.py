@@ -123,7 +123,7 @@ def draw_examples(panel, responses: list[dict]) -> None:
                 break
     panel.set(xlabel="tokens written", ylabel="belief that it ends in the key")
     panel.set_ylim(-0.02, 1.35)
-    study.title(panel, "Two responses of the default base.\nLine: the product; circles: the count")
+    study.title(panel, "Two responses, cites planted.\nLine: the product; circles: the count")
 
 
 def draw_all(panel, line: dict, name: str) -> None:
@@ -144,7 +144,7 @@ def draw_all(panel, line: dict, name: str) -> None:
         note = f"{(product > 1.5).sum()} products are further right, up to {product.max():.1f} "
         panel.text(1.48, 0.06, note, ha="right")
     error = np.abs(counted - product).mean()
-    where = "No cites planted" if CITES[name] == 0 else "The default base"
+    where = "No cites planted" if CITES[name] == 0 else "Cites planted"
     study.title(panel, f"{where}: mean error {error:.3f}\n(a dot per prefix; grey: no error)")
 
 

@@ -181,6 +181,8 @@ def draw(upper, lower, lines: list[dict], shown: str) -> None:
 
     ahead = means["CEPO"] > means["RLVR"]
     text = f"{shown}:\nCEPO is ahead of RLVR on {ahead.sum()} of {len(ahead)} seeds"
+    if means["CEPO"].mean() < means["RLVR"].mean():
+        text += ",\nand behind in the mean"
     if "RLVR, regraded" in means and (means["RLVR, regraded"] > means["CEPO"]).all():
         text += ", of regrading on 0"
     study.title(upper, text)

@@ -50,7 +50,7 @@ def entitle(panel, lines: list[dict], verifier: str) -> None:
     level = abs(some.mean() - rlvr.mean()) < 0.01
     label = f"{verifier[0].upper()}{verifier[1:]}"
     if max(away.max(), some.max()) < 0.01:
-        study.title(panel, f"{label}: pushed away, on all responses\nor some, all seeds end at 0")
+        study.title(panel, f'{label}: both "away" methods\nend at 0 on all seeds')
     elif level and (away < start).all():
         study.title(panel, f"{label}: pushed away on all\nresponses, all seeds end below the base")
     elif level and (away < rlvr).all():

@@ -831,7 +831,6 @@ def test_the_page_counts_the_falls_without_a_cite_push():
 
 def test_the_pages_count_of_leaks_under_an_exact_verifier_is_that_of_the_hidden_digit():
     leaks = study.leaks(STRICT, "hidden digit, shown to no one: RLSD, held") > 0.1
-    assert f"[leaks on {leaks.sum()} of {len(leaks)} seeds]" in PAGES["README"]
     assert f"held RLSD also leaks on {leaks.sum()} of {len(leaks)} seeds" in README
 
 
