@@ -145,7 +145,9 @@ def draw_all(panel, line: dict, name: str) -> None:
         panel.text(1.48, 0.06, note, ha="right")
     error = np.abs(counted - product).mean()
     where = "No cites planted" if CITES[name] == 0 else "Cites planted"
-    study.title(panel, f"{where}: mean error {error:.3f}\n(a dot per prefix; grey: no error)")
+    study.title(
+        panel, f"{where}: mean absolute error {error:.3f}\n(a dot per prefix; grey: no error)"
+    )
 
 
 def main() -> None:

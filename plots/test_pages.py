@@ -795,7 +795,7 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
 def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
     lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
     frozen, copied = (study.leaks(lines, f"RLSD, noise 0.4: {n}") for n in ("frozen", "copied"))
-    said = f"{(frozen > study.LEAKS).sum()} of these 8 still leak, but less: over all 8, the mean "
+    said = f"with both pushes on, {(frozen > study.LEAKS).sum()} of these 8 still leak, but less: over all 8, the mean "
     said += f"of the highest leakage is {frozen.mean():.3f} instead of {copied.mean():.3f}"
     assert said in README
 
@@ -804,7 +804,7 @@ def test_the_readmes_experiment_has_the_counts_of_cause():
     lines = study.read_lines(ROOT / "plots/reference/runs/cause.jsonl")
     cures = "plain cites", "balanced", "neither push"
     highest = max(study.leaks(lines, f"false negatives 0.5: {name}").max() for name in cures)
-    assert highest < study.LEAKS and "no seed leaks if one of them is off." in README
+    assert highest < study.LEAKS and "no seed leaks if either push is off." in README
     counts = []
     for name in ("RLSD", *cures):
         counts.append((study.leaks(lines, f"noise 0.4: {name}") > study.LEAKS).sum())
