@@ -792,12 +792,14 @@ def test_the_readmes_push_on_the_shared_first_token_is_the_mean_of_eq_15():
         assert f"is {push:.2f}" in page
 
 
-def test_the_readmes_numbers_of_a_frozen_teacher_are_those_of_the_study():
+def test_the_page_has_the_falls_of_leakage_with_a_frozen_teacher():
     lines = study.read_lines(ROOT / "plots/reference/runs/teacher.jsonl")
-    frozen, copied = (study.leaks(lines, f"RLSD, noise 0.4: {n}") for n in ("frozen", "copied"))
-    said = f"with both pushes on, {(frozen > study.LEAKS).sum()} of these 8 still leak, but less: over all 8, the mean "
-    said += f"of the highest leakage is {frozen.mean():.3f} instead of {copied.mean():.3f}"
-    assert said in README
+    for condition in ("RLSD, noise 0.4", "RLSD, false negatives 0.5", "OPSD, exact"):
+        copied, frozen = (study.leaks(lines, f"{condition}: {n}") for n in ("copied", "frozen"))
+        count = (frozen > study.LEAKS).sum()
+        said = f"- from {copied.mean():.3f} to {frozen.mean():.3f} for {condition[:4]}"
+        [line] = [line for line in PAGES["README"].splitlines() if line.startswith(said)]
+        assert f"still leaks on {count} of 8 seeds" in line or count == 0
 
 
 def test_the_readmes_experiment_has_the_counts_of_cause():
