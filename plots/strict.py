@@ -220,7 +220,7 @@ def draw_by_weights(panel, lines: list[dict]) -> None:
     study.draw_leaks(panel, columns, dict.fromkeys(columns, COLOURS["RLSD, held"]))
     names = [name.replace(", ", ",\n") for name in columns]
     panel.set_xticks(range(len(columns)), names)
-    panel.set(xlabel="eps_w, lam (held; paper: 0.2, 0.5 falling)")
+    panel.set(xlabel="eps_w, lam (constant; paper: 0.2, 0.5 falling)")
     small = [columns["paper"]]
     small += [columns[f"{eps_w:g}, {lam:g}"] for eps_w, lam in WEIGHTS if eps_w * lam <= 0.5]
     small = np.concatenate(small)
