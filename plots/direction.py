@@ -1,10 +1,9 @@
-"""Does RLSD's gradient differ from RLVR's, in its direction and in its noise? (Exact verifier.)
+"""Does RLSD's gradient differ from RLVR's in its direction? (Exact verifier.)
 
     python -m plots.direction [--quick]        runs/direction.jsonl and direction.png under --out
 
 Per method, the mean gradient over batches of 4 problems x 8 responses: the cosine of its angle to
-RLVR's, and signal per noise, |mean|^2 / trace of the variance of a batch. Both are estimates
-without bias of what they are made of, so a cosine may exceed 1. The same batches for all methods,
+RLVR's. It is made of estimates without bias, so it may exceed 1. The same batches for all methods,
 at the base and after 40 steps of RLVR; --steps says how many.
 """
 
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 
 import rlsd
-from plots import compare, study, variants
+from plots import compare, study
 
 METHODS = {  # the mode, the function, eps_w
     "RLVR": ("rlvr", rlsd.method_loss, 0.0),
     "RLSD, eps_w 0.2": ("rlsd", rlsd.method_loss, 0.2),
     "RLSD, eps_w 1": ("rlsd", rlsd.method_loss, 1.0),
     "RLSD, eps_w 4": ("rlsd", rlsd.method_loss, 4.0),
-    "unsigned, eps_w 1": ("rlsd", variants.unsigned, 1.0),
     "CEPO, eps_w 1": ("cepo", rlsd.method_loss, 1.0),
     "OPSD": ("opsd", rlsd.method_loss, 0.0),
 }
@@ -31,15 +29,14 @@ PLACES = {"base": 0, "after 40 steps": 40}
 COLOURS = dict(zip(PLACES, ("#0072B2", "#D55E00")))
 
 
-def signal_and_noise(total: Tensor, products: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unbiased: <mean gradient a, mean gradient b> (M, M), and each trace of the variance (M,).
+def mean_products(total: Tensor, products: Tensor, count: int) -> Tensor:
+    """Unbiased: <mean gradient a, mean gradient b> for each pair of methods. (M, M)
 
     total (M, parameters) is the sum of the gradients over batches, and products (M, M) that of
     their scalar products. What the sum of all pairs of batches has more than `products` comes of
     two batches each, whose noise is independent.
     """
-    signal = (total @ total.T - products) / (count * (count - 1))
-    return signal, (products / count - signal).diagonal()
+    return (total @ total.T - products) / (count * (count - 1))
 
 
 def gradients(batch: rlsd.Batch, weights: list[Tensor]) -> Tensor:
@@ -67,7 +64,7 @@ class Sums:
 
 
 def measure(config: rlsd.Config, trained: int) -> dict:
-    """After so many steps of RLVR: scalar product with RLVR, signal and noise of each method."""
+    """After so many steps of RLVR: each mean gradient's product with RLVR's, and with itself."""
     rlvr = rlsd.Config(
         mode="rlvr", seed=config.seed, digits=config.digits, steps=trained, evaluate_every=40
     )
@@ -79,56 +76,43 @@ def measure(config: rlsd.Config, trained: int) -> dict:
     task = config.make_task()
     for step in range(trained + 1, trained + config.steps + 1):  # problems not trained on
         rlsd.train_step(config, task, student, teacher, still, step, sums)
-    signal, noise = signal_and_noise(sums.total, sums.products, config.steps)
-    return {
-        "with_rlvr": signal[0].tolist(),
-        "signal": signal.diagonal().tolist(),
-        "noise": noise.tolist(),
-    }
+    signal = mean_products(sums.total, sums.products, config.steps)
+    return {"with_rlvr": signal[0].tolist(), "signal": signal.diagonal().tolist()}
 
 
-def seen(lines: list[dict], place: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine with RLVR, and signal per noise, (seeds, methods).
-
-    NaN where too few batches show no signal.
-    """
+def cosines(lines: list[dict], place: str) -> np.ndarray:
+    """Cosine with RLVR, (seeds, methods). NaN where too few batches show no signal."""
     product = study.curves(lines, "with_rlvr", place)
     signal = study.curves(lines, "signal", place)
-    noise = study.curves(lines, "noise", place)
     signal = np.where(signal > 0, signal, np.nan)
-    return product / np.sqrt(signal * signal[:, :1]), signal / noise
+    return product / np.sqrt(signal * signal[:, :1])
 
 
 def table(lines: list[dict]) -> list[str]:
     rows = []
     for place in study.labels_of(lines):
-        cosine, ratio = seen(lines, place)
-        for n, name in enumerate(METHODS):
-            columns = cosine[:, n], ratio[:, n], ratio[:, n] / ratio[:, 0]
-            rows.append((place, name, *map(compare.spread, columns)))
-    head = ("where", "method", "cosine with RLVR", "signal to noise", "relative to RLVR")
-    return study.markdown(head, rows)
+        for name, values in zip(METHODS, cosines(lines, place).T):
+            rows.append((place, name, compare.spread(values)))
+    return study.markdown(("where", "method", "cosine with RLVR"), rows)
 
 
 def draw(panel, lines: list[dict]) -> None:
     """The cosine of each method with RLVR; a dot per seed."""
     for shift, place in enumerate(study.labels_of(lines)):
-        cosine, _ = seen(lines, place)
         rows = np.arange(len(METHODS)) + 0.2 * shift - 0.1
         label = f"{place}, a dot per seed"
-        for one in cosine:
+        for one in cosines(lines, place):
             panel.plot(one, rows, "o", color=COLOURS[place], alpha=0.8, label=label)
             label = None
     panel.set_yticks(range(len(METHODS)), list(METHODS))
     panel.invert_yaxis()
     panel.set_xlabel("cosine of its mean gradient with RLVR's")
     panel.legend(loc="upper left", frameon=False)
-    cosine, _ = seen(lines, "base")
     of_rlsd = [name.startswith("RLSD") for name in METHODS]
     study.claim(
         panel,
         "RLSD's mean gradient has nearly RLVR's\ndirection at the base, less so later",
-        bool((cosine[:, of_rlsd] > 0.99).all()),
+        bool((cosines(lines, "base")[:, of_rlsd] > 0.99).all()),
         "The direction of the mean gradient",
     )
 

@@ -113,7 +113,10 @@ def draw_doses(panel, lines: list[dict], of, schedule: str, what: str) -> None:
 
 def draw_controls(panel, lines: list[dict]) -> None:
     """Gain and leak at one noise and eps_w 1, a row per method; bars: all seeds."""
-    names = [*CONTROLS, *(name for name in RLSD if "eps_w 1," in name)]
+    names = [
+        *(name for name in CONTROLS if name != "unsigned, held"),
+        *(name for name in RLSD if "eps_w 1," in name),
+    ]
     for row, name in enumerate(names):
         for of, colour, shift in ((gain, "black", -0.1), (leak, "#56B4E9", 0.1)):
             values = of(lines, name, CONTROLLED)
