@@ -899,7 +899,7 @@ def test_the_verdicts_that_cite_the_exact_sweep_have_its_numbers():
     kl = opsd["kl"].mean(0)
     highest = opsd["accuracy"].max(1).mean()
     for said in (
-        f"on the seeds peaks at steps {peaks.min()} to {peaks.max()}, at {highest:.2f} in the mean;",
+        f"peaks at steps {peaks.min()} to {peaks.max()}, at {highest:.2f} in the mean;",
         f"averages {end(EXACT, 'opsd').mean():.3f} at the end",
         f"leakage rises or stays in {rises.sum()} of {rises.size} intervals",
         f"KL of OPSD {kl[0]:.2f} at the base, {kl.min():.2f} at its lowest",
