@@ -79,8 +79,8 @@ def main() -> None:
             rlvr = study.ends(lines, "exact: RLVR")
             gaps = [abs(study.ends(lines, f"exact: {name}") - rlvr).max() for name in others]
             both = study.ends(lines, "exact: RLVR + OPSD, held")
-            text = "Exact verifier: all seeds of RLSD end within 0.01\n"
-            text += f"of RLVR; RLVR + OPSD collapses on {(both < 0.5).sum()} of {len(both)}"
+            text = "Exact verifier: all seeds of both RLSDs end within 0.01\n"
+            text += f"of RLVR; RLVR + OPSD, held, collapses on {(both < 0.5).sum()} of {len(both)}"
             study.claim(panel, text, max(gaps) <= 0.01, "Verifier: exact")
         else:
             leads = []

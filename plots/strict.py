@@ -30,7 +30,7 @@ METHODS = {  # settings and method
 COLOURS = {
     "RLVR": compare.COLOURS["rlvr"],
     "RLSD, held": compare.COLOURS["rlsd"],
-    "RLSD, paper": "#56B4E9",
+    "RLSD, paper": "#999999",
     "CEPO, held": compare.COLOURS["cepo"],
     "RLVR + OPSD": "#117733",
 }
