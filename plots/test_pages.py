@@ -887,7 +887,7 @@ def test_the_page_says_how_far_rlvr_which_has_no_teacher_has_leaked():
 def test_the_pages_say_on_how_many_seeds_the_papers_settings_leak_with_a_coin():
     rlsds, rlvrs = leakage(COIN, "rlsd"), (leakage(COIN, "rlvr") > study.LEAKS).sum()
     count = f"on {(rlsds > study.LEAKS).sum()} of {len(rlsds)}"
-    said = f"({count[3:]} seeds; RLVR, without a teacher, {rlvrs} of 10)"
+    said = f"it leaked {count} seeds (RLVR, which has no teacher, on {rlvrs})"
     assert said in README
     said = f"{count} (up to {rlsds.max():.3f}). But RLVR then leaks on {rlvrs} of 10, too."
     assert said in PAGES["README"]
