@@ -101,10 +101,11 @@ def draw(panel, lines: list[dict], verifier: str, conditions: list[str]) -> None
 
     name = next(iter(leaks))
     means = [values.mean() for values in leaks[name].values()]
-    label = f"{verifier[0].upper()}{verifier[1:]}: frozen, {name} leaks least in the mean"
+    label = f"{verifier[0].upper()}{verifier[1:]}: with a frozen teacher,\n"
+    label += f"{name} leaks least in the mean"
     holds = means[0] == min(means)
     if "CEPO" in leaks:
-        label += ";\nCEPO never leaks"
+        label += "; CEPO never leaks"
         holds &= np.concatenate([*leaks["CEPO"].values()]).max() <= study.LEAKS
     study.claim(panel, label, holds, f"Verifier: {verifier}")
 
