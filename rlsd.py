@@ -302,9 +302,9 @@ def rlsd_token_advantage(gain: Tensor, advantage: Tensor, eps_w: float, lam: flo
 
     Did it leak? With both settings held at 1 it did on most seeds, if the verifier rejects half of
     the right answers, or if four in ten of its verdicts are wrong. With the default settings it did
-    not: both pushes are then small and end after 50 steps. An experiment takes each push away
-    (README.md). If half of the right answers are rejected, taking away either of them ends the
-    leak; if four in ten verdicts are wrong, the cite push matters more.
+    not, under the same verifiers: both pushes are then small and end after 50 steps. An experiment
+    takes each push away (README.md). If half of the right answers are rejected, taking away either
+    of them ends the leak; if four in ten verdicts are wrong, the cite push matters more.
     """
     weight = evidence_weight(gain, advantage).clamp(1 - eps_w, 1 + eps_w)  # Eq 15
     return advantage.unsqueeze(-1) * ((1 - lam) + lam * weight)

@@ -113,17 +113,19 @@ def draw(panel, one: dict, label: str) -> None:
         for column, value in enumerate(one[mode]):
             look = {"ha": "center", "va": "center", "fontsize": 8}
             ink = "white" if abs(value) > 2 else "black"
-            panel.text(
-                column, row, f"{value:+.2f}" if abs(value) >= 0.005 else "0", color=ink, **look
-            )
+            told = f"{value:+.2f}" if abs(value) >= 0.005 else "0"
+            panel.text(column, row, told, color=ink, **look)
     tokens = [token[-4:] for token in one["tokens"]]
     panel.set_xticks(range(len(tokens)), tokens, family="monospace")
     panel.set_yticks(range(len(MODES)), [compare.NAMES[mode] for mode in MODES])
     text = f"A_t of each token of a {one['verdict']} response ({label})"
-    hardest = [max(range(len(one[mode])), key=lambda n: abs(one[mode][n])) for mode in MODES[1:]]
-    if one["verdict"] == "wrong" and len({*hardest}) == 1:
-        text = f"A wrong response: OPSD, RLSD and CEPO push hardest on token {hardest[0] + 1}"
-    study.title(panel, f"{text}")
+    hardest = set()  # the token that OPSD, RLSD and CEPO push hardest on
+    for mode in MODES[1:]:
+        sizes = [abs(value) for value in one[mode]]
+        hardest.add(sizes.index(max(sizes)) + 1)
+    if one["verdict"] == "wrong" and len(hardest) == 1:
+        text = f"A wrong response: OPSD, RLSD and CEPO push hardest on token {hardest.pop()}"
+    study.title(panel, text)
     panel.tick_params(length=0)
     panel.grid(False)
 
@@ -142,11 +144,9 @@ def main() -> None:
     own.add_argument("--weights", type=Path, help="a run's runs/NAME.pt, instead of the base")
     own.add_argument("--seed", type=int, default=0, help="of the base (default: %(default)s)")
     flags = study.arguments(__doc__, (own,), trains=False)
-    config = (
-        load(flags.weights)[0]
-        if flags.weights
-        else rlsd.Config(digits=flags.digits, seed=flags.seed)
-    )
+    config = rlsd.Config(digits=flags.digits, seed=flags.seed)
+    if flags.weights:
+        config, _ = load(flags.weights)
     config = replace(config, eps_w=1.0, lam=1.0, false_negatives=0.0, false_positives=0.0)
     config = replace(config, key_noise=0.0)
     task = config.make_task()

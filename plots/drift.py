@@ -1,4 +1,4 @@
-"""Does the push on shared tokens cause RLSD's gain and its leak?.
+"""Does the push on shared tokens cause RLSD's gain and its leak?
 
     python -m plots.drift [--quick]        runs/drift.jsonl and drift.png under --out
 
